@@ -1,0 +1,50 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+BIN    := .venv/bin
+REF    ?= templates.vllm_chute:chute
+
+.PHONY: demo test unit integration e2e lint format bench gpu-smoke clean help
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint,bench]'
+	@touch $@
+
+demo: .venv/installed ## deploy a small model and ask it a question
+	@url=$$($(BIN)/chutes deploy --yes $(REF)) && \
+	CHUTES_URL=$$url CHUTES_API_KEY=$$($(BIN)/chutes keys create --name demo-$$$$ 2>/dev/null) \
+		$(BIN)/python examples/ask.py "What is the capital of France?"; \
+	status=$$?; $(BIN)/chutes keys delete demo-$$$$ 2>/dev/null; exit $$status
+
+test: lint unit integration e2e ## everything that CI runs
+
+unit: .venv/installed ## seconds: pure parts
+	$(BIN)/pytest tests/unit
+
+integration: .venv/installed ## a minute or two: real processes, a synthetic engine
+	$(BIN)/pytest tests/integration
+
+e2e: .venv/installed ## minutes: real vLLM on the CPU, public clients
+	$(BIN)/pytest tests/e2e tests/gpu
+
+lint: .venv/installed ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed ## start-up times and idle memory, written to benchmarks/results/
+	$(BIN)/python -m benchmarks.footprint
+
+gpu-smoke: .venv/installed ## what `chutes doctor` sees, and the tests that need a GPU
+	$(BIN)/chutes doctor
+	$(BIN)/pytest tests/gpu
+
+clean: ## remove what was made here; ~/.chutes stays
+	rm -rf .venv .cache .pytest_cache .ruff_cache

@@ -1,0 +1,102 @@
+"""A chute as data: what a chute file declares, ready to be sent, stored and compared.
+
+A chute file is loaded where the author types `chutes deploy`; from there on only this travels, so
+the platform never runs an author's code in its own process.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from chutes.chute.node_selector import NodeSelector
+from chutes.exception import InvalidSpec
+
+_COMMIT = re.compile(r"[0-9a-fA-F]{40}")
+
+
+class EngineSpec(BaseModel):
+    """The model server behind a template chute, as far as its author fixed it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Literal["vllm"]
+    model: str
+    """Hub id, local directory, or the name of weights that a package ships."""
+    revision: str | None = None
+    args: list[str] = Field(default_factory=list)
+    """Command-line arguments for the engine, as the author gave them, already split."""
+
+
+class CordSpec(BaseModel):
+    """One callable of a chute. Field names are those of the published deploy request."""
+
+    function: str
+    path: str
+    method: str = "POST"
+    public_api_path: str | None = None
+    public_api_method: str = "POST"
+    passthrough: bool = False
+    passthrough_path: str | None = None
+    stream: bool = False
+    input_schema: dict[str, Any] | None = None
+    minimal_input_schema: dict[str, Any] | None = None
+    output_schema: dict[str, Any] | None = None
+    output_content_type: str | None = None
+
+
+class JobSpec(BaseModel):
+    name: str
+    ports: list[dict[str, Any]] = Field(default_factory=list)
+    timeout: int | None = None
+    upload: bool = True
+
+
+class ChuteSpec(BaseModel):
+    """Everything that one chute file says of one chute."""
+
+    uid: str
+    username: str
+    name: str
+    tagline: str = ""
+    readme: str = ""
+    standard_template: str | None = None
+    revision: str | None = None
+    image: str = ""
+    node_selector: NodeSelector = Field(default_factory=NodeSelector)
+    concurrency: int = 1
+    max_instances: int = 1
+    shutdown_after_seconds: int = 300
+    scaling_threshold: float = 0.75
+    allow_external_egress: bool = False
+    engine: EngineSpec | None = None
+    """None for a chute that is only its author's own cords and jobs."""
+    cords: list[CordSpec] = Field(default_factory=list)
+    jobs: list[JobSpec] = Field(default_factory=list)
+    ref: str = ""
+    """The reference it was loaded from, e.g. `templates.vllm_chute:chute`."""
+    code: str = ""
+    """Source text of the chute file."""
+
+
+def require_revision(spec: ChuteSpec) -> None:
+    """Insist that the model is pinned to one commit, as the published platform does.
+
+    Raises:
+        InvalidSpec: there is no revision, or it is a branch or tag, which can move (a `ValueError`).
+    """
+    if spec.engine is None or spec.engine.model.startswith("/"):  # a directory here has no commit
+        return
+    revision = spec.engine.revision or spec.revision
+    model = spec.engine.model
+    if revision and _COMMIT.fullmatch(revision):
+        return
+    missing = "has no revision" if not revision else f"has revision {revision!r}, which is not a commit"
+    raise InvalidSpec(
+        f"Chute {spec.name!r} {missing}: you must specify revision= to properly lock model {model} "
+        "to a given huggingface revision.",
+        f'Add revision="<40 hex digits>"; `git ls-remote https://huggingface.co/{model} HEAD` prints the '
+        "current one.",
+    )

@@ -1,0 +1,5 @@
+"""Chutes for whole model servers, made by one call."""
+
+from chutes.chute.template.vllm import build_vllm_chute
+
+__all__ = ["build_vllm_chute"]

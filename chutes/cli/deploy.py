@@ -1,0 +1,159 @@
+"""deploy: from a reference to an endpoint that answers."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import time
+from typing import Any
+
+from chutes import config as settings
+from chutes.chute.loader import load
+from chutes.chute.spec import ChuteSpec, require_revision
+from chutes.cli import client, output
+from chutes.control.deploying import Draft, check_arguments, draft
+from chutes.control.views import ChuteView, DeployView, InstanceView
+from chutes.engine import vllm
+from chutes.engine.lifecycle import Phase
+from chutes.exception import ChutesError, EngineFailed, UsageError
+
+POLL_SECONDS = 0.25
+
+
+def deploy(ref: str, *, yes: bool, wait: bool, as_json: bool, dry_run: bool, strict: bool) -> None:
+    config = settings.load()
+    loaded = load(ref)
+    spec = loaded.chute.to_spec(ref=loaded.ref, code=loaded.code)
+    if strict:
+        require_revision(spec)
+    if dry_run:
+        # On this machine and without a platform: a dry run starts nothing, not even that.
+        worked_out = draft(spec, config)
+        asyncio.run(check_arguments(worked_out, config))
+        _show(DeployView(draft=worked_out), as_json)
+        return
+    platform = client.connect_or_start(config)
+    if not yes and output.on_terminal():
+        preview = _post(platform, spec, dry_run=True)
+        _describe(preview.draft)
+        if not output.confirm(f"Deploy {spec.name}?"):
+            raise UsageError("Nothing was deployed.")
+        view = _post(platform, spec)
+    else:
+        view = _post(platform, spec)
+        if not as_json:
+            _describe(view.draft)
+    assert view.chute is not None
+    if view.unchanged and view.chute.phase == Phase.READY:
+        output.note(f"{spec.name} runs in this very version already.")
+    if not wait:
+        _show(view, as_json) if as_json else output.note("Deploying; `chutes ps` shows how far it is.")
+        return
+    ready = _wait(platform, view.chute)
+    if as_json:
+        output.document(
+            {**view.model_dump(mode="json"), "chute": ready.model_dump(mode="json"), "url": platform.url}
+        )
+    else:
+        _invite(platform, ready)
+
+
+def _post(platform: client.Platform, spec: ChuteSpec, dry_run: bool = False) -> DeployView:
+    body = {"spec": spec.model_dump(mode="json")}
+    return DeployView.model_validate(platform.call("POST", "/chutes/", body, dry_run=str(dry_run).lower()))
+
+
+def _wait(platform: client.Platform, chute: ChuteView) -> ChuteView:
+    """Show phases until it is ready.
+
+    Raises:
+        EngineFailed: it failed and will not be tried again; with the reason and the log's last lines.
+    """
+    progress = output.progress()
+    failed: set[str] = set()
+    try:
+        while True:
+            view = ChuteView.model_validate(platform.call("GET", f"/chutes/{chute.chute_id}"))
+            if view.version != chute.version:
+                raise ChutesError(
+                    f"{view.name} was deployed in another version meanwhile.", "`chutes ps` shows it."
+                )
+            instance = view.instance
+            if instance is not None and instance.version == view.version:
+                if view.phase == Phase.READY:
+                    return view
+                if instance.phase == Phase.FAILED and instance.instance_id not in failed:
+                    failed.add(instance.instance_id)
+                    if view.given_up:
+                        raise _failure(view, instance)
+                    output.note(f"failed: {instance.reason} Trying again.")
+                progress.show(view.phase, instance.detail, instance.done, instance.total)
+            time.sleep(POLL_SECONDS)
+    finally:
+        progress.close()
+
+
+def _failure(view: ChuteView, instance: InstanceView) -> EngineFailed:
+    if instance.log_tail:
+        output.note("Last lines of the engine's log:")
+        for line in instance.log_tail:
+            output.note(f"  | {line}")
+    return EngineFailed(f"{view.name} failed: {instance.reason}", instance.fix)
+
+
+def _show(view: DeployView, as_json: bool) -> None:
+    if as_json:
+        output.document(view.model_dump(mode="json"))
+    else:
+        _describe(view.draft)
+        command = _command(view.draft)
+        output.say("  would run   " + " ".join(map(shlex.quote, command)))
+
+
+def _describe(worked_out: Draft) -> None:
+    """The plan, one fact a line."""
+    spec, chosen = worked_out.spec, worked_out.plan
+    lines: list[tuple[str, str]] = [
+        ("chute", f"{spec.name} ({spec.uid})"),
+        ("weights", worked_out.source.note),
+        ("engine", f"{chosen.engine} {chosen.engine_version} on {chosen.accelerator}"),
+    ]
+    if worked_out.source.revision:
+        lines.append(("revision", worked_out.source.revision))
+    lines += [("because", reason) for reason in chosen.reasons]
+    lines += [("note", text) for text in worked_out.notes]
+    lines.append(("version", worked_out.version))
+    previous = ""
+    for label, text in lines:
+        output.note(f"  {'' if label == previous else label:<11} {text}")
+        previous = label
+
+
+def _command(worked_out: Draft) -> list[str]:
+    from pathlib import Path
+
+    spec, chosen = worked_out.spec, worked_out.plan
+    args = spec.engine.args if spec.engine else []
+    return vllm.command(
+        Path("python"),
+        Path(f"<{worked_out.source.location}>"),
+        [spec.name, spec.uid],
+        args + vllm.defaults(chosen.accelerator, args, chosen.tensor_parallel_size),
+        0,
+    )
+
+
+def _invite(platform: client.Platform, view: ChuteView) -> None:
+    """What a person does next."""
+    instance: Any = view.instance
+    output.note(f"{view.name} is ready after {instance.ready_after_seconds:.0f} s.")
+    output.say(f"{platform.url}/v1")
+    output.note("Ask it something:")
+    if not platform.call("GET", "/api_keys/"):
+        output.note("  export CHUTES_API_KEY=$(chutes keys create --name me)")
+    output.note(
+        f"  curl {platform.url}/v1/chat/completions \\\n"
+        f'    -H "Authorization: Bearer $CHUTES_API_KEY" -H "Content-Type: application/json" \\\n'
+        f'    -d \'{{"model": "{view.name}", "messages": [{{"role": "user", '
+        f'"content": "What is the capital of France?"}}]}}\''
+    )

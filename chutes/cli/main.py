@@ -1,0 +1,210 @@
+"""`chutes`: the program. One module per command group, imported only when one of its commands runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from chutes.exception import ChutesError
+
+app = typer.Typer(
+    help="Deploy models with one Python file, on your own machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+keys = typer.Typer(help="API keys for clients.", no_args_is_help=True)
+engines = typer.Typer(help="Environments of model servers on this machine.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+app.add_typer(engines, name="engines")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Name = Annotated[str, typer.Argument(help="Name or id of a chute.")]
+Ref = Annotated[
+    str, typer.Argument(help="module:attribute, package.module:attribute or path/to/file.py:attribute.")
+]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Gateway processes.")] = None,
+) -> None:
+    """Run the platform in the foreground: gateway, control and what is deployed."""
+    from chutes.cli import platform
+
+    platform.serve(host, port, workers)
+
+
+@app.command()
+def down() -> None:
+    """Stop the platform and everything it started."""
+    from chutes.cli import platform
+
+    platform.down()
+
+
+@app.command()
+def deploy(
+    ref: Ref,
+    yes: Yes = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when it is ready.")] = True,
+    json: Json = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, start nothing.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Demand a revision, as chutes.ai does.")] = False,
+    public: Annotated[bool, typer.Option("--public", hidden=True)] = False,
+    accept_fee: Annotated[bool, typer.Option("--accept-fee", hidden=True)] = False,
+) -> None:
+    """Turn a chute into an OpenAI-compatible endpoint; starts a platform if none runs."""
+    from chutes.cli import deploy as command
+
+    # Published flags that mean nothing on one's own machines are taken, so that scripts go on working.
+    del public, accept_fee
+    command.deploy(ref, yes=yes, wait=wait, as_json=json, dry_run=dry_run, strict=strict)
+
+
+@app.command()
+def ps(json: Json = False) -> None:
+    """What is deployed and how it is."""
+    from chutes.cli import platform
+
+    platform.ps(json)
+
+
+@app.command()
+def logs(
+    name: Name,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines from before now.")] = 200,
+) -> None:
+    """The engine's log of a chute."""
+    from chutes.cli import platform
+
+    platform.logs(name, follow, lines)
+
+
+@app.command()
+def delete(name: Name, yes: Yes = False, json: Json = False) -> None:
+    """Stop a chute and forget it."""
+    from chutes.cli import platform
+
+    platform.delete(name, yes, json)
+
+
+@app.command()
+def run(
+    ref: Ref,
+    dev: Annotated[bool, typer.Option("--dev", help="Plain HTTP in the foreground.")] = False,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Run one chute in the foreground, without a platform and without keys."""
+    from chutes.cli import run as command
+
+    command.run(ref, dev, host, port)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """What is here: Python, GPUs, memory, disk, engines, the model hub."""
+    from chutes.cli import doctor as command
+
+    command.doctor(json)
+
+
+@keys.command("create")
+def keys_create(
+    name: Annotated[str, typer.Option("--name", help="1 to 24 characters.")],
+    admin: Annotated[bool, typer.Option("--admin", help="May also manage the platform.")] = False,
+    chutes: Annotated[list[str] | None, typer.Option("--chute", help="Only this chute (repeatable).")] = None,
+    json: Json = False,
+) -> None:
+    """Make a key. It is shown once."""
+    from chutes.cli import keys as command
+
+    command.create(name, admin, chutes, json)
+
+
+@keys.command("list")
+def keys_list(json: Json = False) -> None:
+    """All keys, without their secrets."""
+    from chutes.cli import keys as command
+
+    command.list_all(json)
+
+
+@keys.command("delete")
+def keys_delete(
+    name: Annotated[str, typer.Argument(help="Name or id of a key.")], json: Json = False
+) -> None:
+    """Take a key out of use, at once."""
+    from chutes.cli import keys as command
+
+    command.delete(name, json)
+
+
+@engines.command("list")
+def engines_list(json: Json = False) -> None:
+    """Engines that can be had, and which are installed."""
+    from chutes.cli import engines as command
+
+    command.list_all(json)
+
+
+@engines.command("install")
+def engines_install(
+    engine: Annotated[str, typer.Argument(help="An id from `chutes engines list`.")], json: Json = False
+) -> None:
+    """Make an engine's environment now instead of at the first deploy."""
+    from chutes.cli import engines as command
+
+    command.install(engine, json)
+
+
+@engines.command("remove")
+def engines_remove(
+    engine: Annotated[str, typer.Argument(help="An id from `chutes engines list`.")], json: Json = False
+) -> None:
+    """Delete an engine's environment and give its disk space back."""
+    from chutes.cli import engines as command
+
+    command.remove(engine, json)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import chutes
+
+        typer.echo(f"chutes {chutes.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the program: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    from chutes.cli import output
+
+    try:
+        app()
+    except ChutesError as error:
+        output.failure(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        output.note("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # `chutes logs | head`
+        sys.stderr.close()
+        sys.exit(0)

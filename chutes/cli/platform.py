@@ -1,0 +1,109 @@
+"""serve, down, ps, logs, delete: the platform and what runs on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+
+import psutil
+
+from chutes import config as settings
+from chutes.cli import client, output
+from chutes.control.serve import find_running
+from chutes.control.serve import serve as run_platform
+from chutes.control.views import ChuteView
+from chutes.engine.process import mark_of, marked, sweep
+from chutes.exception import ChutesError, UsageError
+
+# Draining takes up to 10 s at the gateway, then engines get 10 s and the kill 5.
+DOWN_SECONDS = 40.0
+
+
+def serve(host: str | None, port: int | None, workers: int | None) -> None:
+    config = settings.load()
+    config = replace(
+        config,
+        host=host or config.host,
+        port=config.port if port is None else port,
+        workers=config.workers if workers is None else workers,
+    )
+    run_platform(config, lambda url: output.note(f"Serving on {url} (Ctrl-C stops it)."), sys.stderr.isatty())
+
+
+def down() -> None:
+    config = settings.load()
+    running = find_running(config)
+    if running is not None:
+        platform = psutil.Process(running.pid)
+        os.kill(running.pid, signal.SIGTERM)
+        try:
+            platform.wait(DOWN_SECONDS)
+        except psutil.TimeoutExpired:
+            output.note(
+                f"The platform (pid {running.pid}) did not end within {DOWN_SECONDS:.0f} s; killing it."
+            )
+            platform.kill()
+            platform.wait(5)
+    left = sweep(mark_of(config.home))
+    if left:
+        output.note(f"Ended what was left: pids {', '.join(map(str, left))}.")
+    if marked(mark_of(config.home)):
+        raise ChutesError(
+            "Some processes could not be ended.", f"See `ps` for CHUTES_INSTANCE={config.home}:…"
+        )
+    output.note("The platform is down." if running else f"No platform of {config.home} was running.")
+
+
+def ps(as_json: bool) -> None:
+    views = [
+        ChuteView.model_validate(item) for item in client.connect(settings.load()).call("GET", "/chutes/")
+    ]
+    if as_json:
+        output.document([view.model_dump(mode="json") for view in views])
+        return
+    if not views:
+        output.note("Nothing is deployed. Try: chutes deploy templates.vllm_chute:chute")
+        return
+    output.table(
+        ["NAME", "PHASE", "SINCE", "INSTANCE", "ENGINE", "ON", "WHAT"],
+        [_row(view, time.time()) for view in views],
+    )
+
+
+def _row(view: ChuteView, now: float) -> list[str]:
+    instance = view.instance
+    if instance is None:
+        return [view.name, view.phase, "", "", view.engine, view.accelerator, ""]
+    what = instance.reason or instance.detail
+    if instance.total:
+        what += f" {instance.done / instance.total:.0%}"
+    if view.retry_in_seconds is not None:
+        what += f" Next try in {view.retry_in_seconds:.0f} s."
+    if view.given_up:
+        what += " Not tried again until it is deployed again."
+    since = output.age(now - instance.changed_at)
+    return [view.name, view.phase, since, instance.instance_id, view.engine, view.accelerator, what]
+
+
+def logs(name: str, follow: bool, lines: int) -> None:
+    platform = client.connect(settings.load())
+    with contextlib.suppress(KeyboardInterrupt):
+        for text in platform.lines(f"/chutes/{name}/logs", follow=str(follow).lower(), backfill=lines):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def delete(name: str, yes: bool, as_json: bool) -> None:
+    platform = client.connect(settings.load())
+    view = platform.call("GET", f"/chutes/{name}")
+    if not yes and output.on_terminal() and not output.confirm(f"Stop {view['name']} and forget it?"):
+        raise UsageError("Nothing was deleted.")
+    answer = platform.call("DELETE", f"/chutes/{view['chute_id']}")
+    if as_json:
+        output.document(answer)
+    else:
+        output.note(f"Deleted {view['name']}; its instance is being stopped.")

@@ -1,0 +1,90 @@
+"""run --dev: one chute in the foreground, its engine included, over plain HTTP and without keys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from dataclasses import replace
+
+from chutes import config as settings
+from chutes.chute.base import Chute
+from chutes.chute.loader import load
+from chutes.cli import output
+from chutes.config import Config
+from chutes.control.deploying import draft
+from chutes.engine.lifecycle import Phase
+from chutes.exception import EngineFailed, UsageError
+from chutes.fleet.base import Launch, Report
+from chutes.fleet.local import LocalFleet
+
+
+def run(ref: str, dev: bool, host: str, port: int) -> None:
+    if not dev:
+        raise UsageError(
+            "`chutes run` alone is what the published platform does inside its containers.",
+            "`chutes run --dev` serves the chute here in the foreground; `chutes deploy` on the platform.",
+        )
+    # Before the file is loaded: an author's module may ask is_remote() while it is imported.
+    os.environ["CHUTES_EXECUTION_CONTEXT"] = "REMOTE"
+    os.environ["CHUTES_DEV_MODE"] = "true"
+    loaded = load(ref)
+    asyncio.run(_serve(loaded.chute, loaded.ref, host, port))
+
+
+async def _serve(chute: Chute, ref: str, host: str, port: int) -> None:
+    import uvicorn
+
+    config = settings.load()
+    # A home of its own: a platform that starts or stops must not take this engine for one of its own.
+    fleet = DevFleet(replace(config, home=config.home / "dev"))
+    try:
+        if chute.engine is not None:
+            await fleet.engine_for(chute, ref)
+        await chute.initialize()
+        output.note(f"Serving {chute.name} on http://{host}:{port} (Ctrl-C stops it).")
+        await uvicorn.Server(
+            uvicorn.Config(chute, host=host, port=port, log_level="info", lifespan="off")
+        ).serve()
+    finally:
+        await chute.shutdown()
+        await fleet.close()
+
+
+class DevFleet:
+    """A local fleet with one instance, whose reports are shown and waited for."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._progress = output.progress()
+        self._ready: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._fleet = LocalFleet(config, self._hear)
+
+    async def engine_for(self, chute: Chute, ref: str) -> None:
+        """Start the chute's engine, and point the chute's passthrough cords at it."""
+        worked_out = await asyncio.to_thread(draft, chute.to_spec(ref=ref), self._config)
+        launch = Launch(
+            f"dev-{secrets.token_hex(4)}", worked_out.spec, worked_out.source, worked_out.plan, (chute.name,)
+        )
+        self._fleet.start(launch)
+        report = await self._ready
+        self._progress.close()
+        assert report.endpoint is not None
+        chute.passthrough_port = report.endpoint.port
+        chute.passthrough_headers["Authorization"] = f"Bearer {report.endpoint.api_key}"
+
+    async def close(self) -> None:
+        self._progress.close()
+        await self._fleet.close()
+
+    def _hear(self, report: Report) -> None:
+        if report.phase == Phase.FAILED and report.reason is not None:
+            error = EngineFailed(report.reason.summary, report.reason.fix)
+            if self._ready.done():
+                output.failure(error)
+            else:
+                self._ready.set_exception(error)
+        elif report.phase == Phase.READY:
+            self._ready.set_result(report)
+        else:
+            self._progress.show(report.phase, report.detail, report.done, report.total)

@@ -1,0 +1,1 @@
+"""What should run and what does: the store, the reconciler, keys, the control API, the platform process."""

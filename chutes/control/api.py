@@ -1,0 +1,169 @@
+"""The control API: what the command line and others ask of the platform, over HTTP.
+
+It listens on a loopback port of its own and wants the platform's token, which only the owner of
+`CHUTES_HOME` can read. The gateway relays requests of admin keys here, with that token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+
+import chutes
+from chutes.control.deploying import check_arguments, draft
+from chutes.control.platform import Platform
+from chutes.control.views import ChuteView, DeployRequest, DeployView, InstanceView, KeyRequest, KeyView
+from chutes.engine.process import tail
+from chutes.exception import AuthenticationRequired, ChutesError, NotFound
+
+BACKFILL_BYTES = 1 << 20
+FOLLOW_SECONDS = 0.3
+
+
+def error_body(error: ChutesError) -> dict[str, object]:
+    """An error as it travels: the OpenAI shape, with the fix beside the message."""
+    return {
+        "error": {
+            "message": error.message,
+            "fix": error.fix,
+            "type": type(error).__name__,
+            "code": error.status,
+        }
+    }
+
+
+def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastAPI:
+    """The API of one platform.
+
+    Args:
+        token: what `Authorization: Bearer` must carry.
+        shut_down: called by POST /shutdown; returns at once.
+    """
+    app = FastAPI(title="chutes", version=chutes.__version__, docs_url=None, redoc_url=None)
+    expected = f"Bearer {token}".encode()
+
+    @app.middleware("http")
+    async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.headers.get("authorization", "").encode()
+        if not hmac.compare_digest(given, expected):
+            error = AuthenticationRequired(
+                "The control API wants the platform's token, or an admin key at the gateway."
+            )
+            return JSONResponse(error_body(error), 401)
+        return await call_next(request)
+
+    @app.exception_handler(ChutesError)
+    async def chutes_error(_: Request, error: ChutesError) -> Response:
+        return JSONResponse(error_body(error), error.status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return JSONResponse(error_body(ChutesError(f"{where}: {first['msg']}")), 400)
+
+    @app.get("/ping")
+    async def ping() -> dict[str, object]:
+        return {"message": "pong", "version": chutes.__version__, "workers": platform.workers.pids()}
+
+    @app.post("/shutdown", status_code=202)
+    async def shutdown() -> dict[str, str]:
+        shut_down()
+        return {"message": "going down"}
+
+    @app.post("/chutes/")
+    async def deploy(request: DeployRequest, dry_run: bool = False) -> DeployView:
+        worked_out = await asyncio.to_thread(draft, request.spec, platform.config)
+        await check_arguments(worked_out, platform.config)
+        if dry_run:
+            return DeployView(draft=worked_out)
+        known = platform.world.deployments.get(request.spec.uid)
+        unchanged = known is not None and known.version == worked_out.version
+        deployment = await platform.deploy(worked_out)
+        return DeployView(
+            draft=worked_out, chute=ChuteView.of(deployment, platform.world), unchanged=unchanged
+        )
+
+    @app.get("/chutes/")
+    async def chutes_list() -> list[ChuteView]:
+        return [
+            ChuteView.of(deployment, platform.world) for deployment in platform.world.deployments.values()
+        ]
+
+    # Names hold slashes, so `{name:path}` swallows the rest of the URL: longer routes come first.
+    @app.get("/chutes/{name:path}/logs")
+    async def chute_logs(name: str, follow: bool = False, backfill: int = 200) -> Response:
+        deployment = platform.find(name)
+        instance = platform.current(deployment)
+        if instance is None:
+            raise NotFound(f"{deployment.spec.name!r} has had no instance yet.")
+        return _logs(platform.fleet.log_path(instance.id), follow, backfill)
+
+    @app.get("/instances/{instance_id}/logs")
+    async def instance_logs(instance_id: str, follow: bool = False, backfill: int = 200) -> Response:
+        if instance_id not in platform.world.instances:
+            raise NotFound(f"There is no instance {instance_id!r}.", "`chutes ps --json` shows them.")
+        return _logs(platform.fleet.log_path(instance_id), follow, backfill)
+
+    @app.get("/instances/")
+    async def instances() -> list[InstanceView]:
+        return [InstanceView.of(instance) for instance in platform.world.instances.values()]
+
+    @app.get("/chutes/{name:path}")
+    async def chute(name: str) -> ChuteView:
+        return ChuteView.of(platform.find(name), platform.world)
+
+    @app.delete("/chutes/{name:path}")
+    async def delete(name: str) -> dict[str, object]:
+        deployment = await platform.delete(name)
+        return {"chute_id": deployment.chute_id, "name": deployment.spec.name, "deleted": True}
+
+    @app.post("/api_keys/")
+    async def create_key(request: KeyRequest) -> KeyView:
+        key, text = platform.create_key(request.name, request.admin, request.chutes)
+        return KeyView(**key.model_dump(), secret_key=text)
+
+    @app.get("/api_keys/")
+    async def list_keys() -> list[KeyView]:
+        return [KeyView(**key.model_dump()) for key in platform.store.api_keys()]
+
+    @app.delete("/api_keys/{name}")
+    async def delete_key(name: str) -> dict[str, object]:
+        return {"api_key_id": platform.delete_key(name).api_key_id, "deleted": True}
+
+    return app
+
+
+def _logs(path: Path, follow: bool, backfill: int) -> Response:
+    """The last `backfill` lines of a log as plain text, then, when following, what is added."""
+    if not follow:
+        lines = tail(path, BACKFILL_BYTES).splitlines(keepends=True)
+        return Response("".join(lines[-backfill:] if backfill else []), media_type="text/plain")
+    return StreamingResponse(_follow(path, backfill), media_type="text/plain")
+
+
+async def _follow(path: Path, backfill: int) -> AsyncIterator[bytes]:
+    """Yields whatever is appended, across rotation, until the reader leaves."""
+    lines = tail(path, BACKFILL_BYTES).splitlines(keepends=True)
+    yield "".join(lines[-backfill:] if backfill else []).encode()
+    position = path.stat().st_size if path.exists() else 0
+    inode = path.stat().st_ino if path.exists() else 0
+    while True:
+        await asyncio.sleep(FOLLOW_SECONDS)
+        if not path.exists():
+            continue
+        status = path.stat()
+        if status.st_ino != inode:
+            inode, position = status.st_ino, 0
+        if status.st_size > position:
+            with path.open("rb") as file:
+                file.seek(position)
+                data = file.read(BACKFILL_BYTES)
+            position += len(data)
+            yield data

@@ -1,0 +1,112 @@
+"""From what a chute file declares to a deployment: facts, plan, version. Nothing is started here."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+from pydantic import BaseModel
+
+from chutes.chute.spec import ChuteSpec
+from chutes.config import Config
+from chutes.control.reconcile import Deployment
+from chutes.engine import vllm
+from chutes.engine.environment import is_installed
+from chutes.engine.release import find
+from chutes.exception import InvalidSpec, ModelError
+from chutes.hardware import devices, plan, profiles
+from chutes.model import source as model
+from chutes.model.facts import ModelFacts
+from chutes.model.source import ModelSource
+
+
+class Draft(BaseModel):
+    """A deployment worked out and not yet made: what `deploy` prints before it asks."""
+
+    spec: ChuteSpec
+    source: ModelSource
+    facts: ModelFacts | None = None
+    plan: plan.Plan
+    version: str
+    notes: list[str] = []
+    """What the platform will not do although the chute asks for it."""
+
+    def deployment(self, created: float) -> Deployment:
+        return Deployment(
+            spec=self.spec, source=self.source, plan=self.plan, version=self.version, created=created
+        )
+
+
+def draft(spec: ChuteSpec, config: Config) -> Draft:
+    """Work out a deployment for this machine. Blocking: may ask the hub for a commit and for headers.
+
+    Raises:
+        ModelError: the model cannot be found.
+        DoesNotFit: this machine is too small for it.
+        InvalidSpec: the chute cannot be served here.
+    """
+    if spec.engine is None:
+        raise InvalidSpec(
+            f"Chute {spec.name!r} has no engine behind it; so far the platform serves template chutes.",
+            f"`chutes run --dev {spec.ref or 'module:chute'}` serves an author's own cords.",
+        )
+    machine = devices.detect()
+    shelf = profiles.load(profiles.find(config.home, config.profiles))
+    source = model.resolve(spec.engine.model, spec.engine.revision)
+    try:
+        facts = model.read_facts(source, config.models)
+    except ModelError:
+        facts = (
+            None  # a model without safetensors headers can still be served; the plan says it was not checked
+        )
+    chosen = plan.plan(spec.engine.name, spec.node_selector, facts, machine, shelf)
+    return Draft(
+        spec=spec,
+        source=source,
+        facts=facts,
+        plan=chosen,
+        version=version_of(spec, source, chosen),
+        notes=_notes(spec),
+    )
+
+
+async def check_arguments(worked_out: Draft, config: Config) -> None:
+    """Have the engine's own parser judge the arguments, if its environment is here already.
+
+    Otherwise the instance does so as soon as it has made the environment, before it fetches anything.
+
+    Raises:
+        InvalidSpec: in the engine's own words.
+    """
+    chosen, engine = worked_out.plan, worked_out.spec.engine
+    release = find(chosen.engine, chosen.accelerator, chosen.engine_version)
+    environment = is_installed(release, config.engines)
+    if environment is not None and engine is not None:
+        await vllm.check_arguments(environment, engine.args, config.cache / "arguments")
+
+
+def version_of(spec: ChuteSpec, source: ModelSource, chosen: plan.Plan) -> str:
+    """A UUID that changes with anything that a running instance was made from.
+
+    The published platform counts only code and image, so that a changed node selector alone is refused
+    there as "already exists"; here every field that matters counts.
+    """
+    made_of = {
+        "spec": spec.model_dump(mode="json", exclude={"ref", "code", "tagline", "readme"}),
+        "source": source.model_dump(mode="json"),
+        "plan": chosen.model_dump(mode="json", include={"accelerator", "engine", "engine_version"}),
+    }
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(made_of, sort_keys=True)))
+
+
+def _notes(spec: ChuteSpec) -> list[str]:
+    notes = [
+        f"one instance is started now and kept: max_instances={spec.max_instances}, "
+        f"scaling_threshold={spec.scaling_threshold} and "
+        f"shutdown_after_seconds={spec.shutdown_after_seconds} are stored and not acted on yet"
+    ]
+    if spec.image:
+        notes.append(f"image {spec.image!r} is not used: the engine runs in an environment of its own")
+    if spec.jobs:
+        notes.append(f"jobs are not served yet: {', '.join(job.name for job in spec.jobs)}")
+    return notes

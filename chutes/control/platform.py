@@ -1,0 +1,213 @@
+"""The platform's one loop: events in, `reconcile.step`, effects out.
+
+Everything here runs on one event loop in one process. Only `_loop` changes the world; everybody else
+reads a world that is never modified in place, or submits an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+
+from chutes.config import Config
+from chutes.control import keys as api_keys
+from chutes.control.deploying import Draft
+from chutes.control.keys import ApiKey
+from chutes.control.reconcile import (
+    Closing,
+    Deleted,
+    Deployed,
+    Deployment,
+    Effect,
+    Event,
+    Instance,
+    Start,
+    Tick,
+    World,
+    step,
+)
+from chutes.control.routes import current, table
+from chutes.control.store import Store
+from chutes.control.workers import Workers
+from chutes.engine.lifecycle import Phase
+from chutes.exception import NotFound
+from chutes.fleet.base import Launch, Report
+from chutes.fleet.local import LocalFleet
+from chutes.wire import Table, Upstream, UpstreamLost
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.5  # the grain of restart delays
+
+
+@dataclass
+class _Submitted:
+    event: Event
+    done: asyncio.Future[None] | None
+
+
+class Platform:
+    """Deployments, instances, keys and gateway workers of one `CHUTES_HOME`."""
+
+    def __init__(self, config: Config, control: Upstream) -> None:
+        """
+        Args:
+            control: where gateway workers find the control API.
+        """
+        self.config = config
+        self.store = Store(config.database)
+        self.fleet = LocalFleet(config, self._submit_report)
+        self.workers = Workers(config, self._upstream_lost)
+        self.world = World()
+        self._control = control
+        self._events: asyncio.Queue[_Submitted] = asyncio.Queue()
+        self._published: Table | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Serve what was deployed before. Raises PortTaken, or ChutesError for an unreadable store."""
+        self._published = table(self.world, self._gateway_keys(), self._control)
+        await self.workers.start(self._published)
+        for deployment in self.store.deployments():
+            self._events.put_nowait(_Submitted(Deployed(deployment), None))
+        self._tasks = [asyncio.create_task(self._loop()), asyncio.create_task(self._tick())]
+
+    async def close(self) -> None:
+        """Stop everything that was started; returns when nothing of it is left."""
+        if self._tasks:
+            await self.submit(Closing())
+        await self.workers.close()
+        await self.fleet.close()
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self.store.close()
+
+    # What others ask of the platform -------------------------------------------------------------
+
+    async def deploy(self, draft: Draft) -> Deployment:
+        """Make a draft the version that should run. The running version again only restarts a failed one."""
+        known = self.world.deployments.get(draft.spec.uid)
+        deployment = draft.deployment(known.created if known else time.time())
+        self.store.save_deployment(deployment)
+        await self.submit(Deployed(deployment))
+        log.info("deployed %s version %s", deployment.spec.name, deployment.version)
+        return deployment
+
+    async def delete(self, name: str) -> Deployment:
+        deployment = self.find(name)
+        self.store.delete_deployment(deployment.chute_id)
+        await self.submit(Deleted(deployment.chute_id))
+        log.info("deleted %s", deployment.spec.name)
+        return deployment
+
+    def create_key(self, name: str, admin: bool, chutes: list[str] | None) -> tuple[ApiKey, str]:
+        """Returns the stored key and its text, which exists nowhere else."""
+        ids = None if chutes is None else [self.find(chute).chute_id for chute in chutes]
+        key, text = api_keys.create(self.config.username, name, time.time(), admin, ids)
+        self.store.save_key(key)
+        self._publish()
+        return key, text
+
+    def delete_key(self, name: str) -> ApiKey:
+        """Takes effect in every worker as soon as the new table reaches it, milliseconds later."""
+        for key in self.store.api_keys():
+            if name in (key.name, key.api_key_id):
+                self.store.delete_key(key.api_key_id)
+                self._publish()
+                return key
+        raise NotFound(f"There is no API key {name!r}.", "`chutes keys list` shows them.")
+
+    def find(self, name: str) -> Deployment:
+        """A deployment by chute id, or by name with or without regard to case."""
+        deployments = self.world.deployments.values()
+        for matches in (
+            lambda d: d.chute_id == name or d.spec.name == name,
+            lambda d: d.spec.name.lower() == name.lower(),
+        ):
+            for deployment in deployments:
+                if matches(deployment):
+                    return deployment
+        names = ", ".join(d.spec.name for d in deployments) or "nothing is deployed"
+        raise NotFound(f"There is no chute {name!r}.", f"`chutes ps` shows them ({names}).")
+
+    def current(self, deployment: Deployment) -> Instance | None:
+        return current(deployment, self.world.of(deployment.chute_id))
+
+    async def submit(self, event: Event) -> None:
+        """Have an event taken in; returns once the world shows it."""
+        done = asyncio.get_running_loop().create_future()
+        self._events.put_nowait(_Submitted(event, done))
+        await done
+
+    # The loop ------------------------------------------------------------------------------------
+
+    async def _loop(self) -> None:
+        while True:
+            submitted = await self._events.get()
+            try:
+                before = self.world
+                self.world, effects = step(before, submitted.event, time.time(), _new_id)
+                self._log_phases(before)
+                for effect in effects:
+                    self._carry_out(effect)
+                self._publish()
+            except Exception:
+                # A fault in one event must not end the loop that everything depends on.
+                log.exception("event %s was not taken in", type(submitted.event).__name__)
+            finally:
+                if submitted.done is not None and not submitted.done.done():
+                    submitted.done.set_result(None)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._events.put_nowait(_Submitted(Tick(), None))
+
+    def _carry_out(self, effect: Effect) -> None:
+        if isinstance(effect, Start):
+            deployment = effect.deployment
+            names = (deployment.spec.name, deployment.chute_id)
+            self.fleet.start(
+                Launch(effect.instance_id, deployment.spec, deployment.source, deployment.plan, names)
+            )
+        else:
+            self.fleet.stop(effect.instance_id)
+
+    def _publish(self) -> None:
+        new = table(self.world, self._gateway_keys(), self._control)
+        if new != self._published:
+            self._published = new
+            self.workers.publish(new)
+
+    def _gateway_keys(self) -> list:
+        return [key.for_gateway() for key in self.store.api_keys()]
+
+    def _submit_report(self, report: Report) -> None:
+        self._events.put_nowait(_Submitted(report, None))
+
+    def _upstream_lost(self, lost: UpstreamLost) -> None:
+        # The fleet watches the process itself and knows the reason; this only leaves a trace.
+        log.warning("instance %s broke off: %s", lost.instance_id, lost.error)
+
+    def _log_phases(self, before: World) -> None:
+        for instance in self.world.instances.values():
+            old = before.instances.get(instance.id)
+            if old is None or old.phase != instance.phase:
+                name = self._name_of(instance.chute_id)
+                why = f": {instance.reason.summary}" if instance.reason else ""
+                level = logging.ERROR if instance.phase == Phase.FAILED else logging.INFO
+                log.log(level, "%s instance %s is %s%s", name, instance.id, instance.phase, why)
+
+    def _name_of(self, chute_id: str) -> str:
+        deployment = self.world.deployments.get(chute_id)
+        return deployment.spec.name if deployment else chute_id
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:12]

@@ -1,0 +1,54 @@
+"""From the world to what the gateway serves from. Pure."""
+
+from __future__ import annotations
+
+from chutes.control.reconcile import Deployment, Instance, World
+from chutes.engine.lifecycle import Phase
+from chutes.wire import Key, Route, Table, Upstream
+
+
+def table(world: World, keys: list[Key], control: Upstream) -> Table:
+    """The whole route table: one route per deployment, ready or not."""
+    routes = [_route(deployment, world.of(id_)) for id_, deployment in world.deployments.items()]
+    return Table(routes=routes, keys=keys, control=control)
+
+
+def current(deployment: Deployment, instances: list[Instance]) -> Instance | None:
+    """The instance that speaks for a deployment: the newest of its version, else the newest at all."""
+    own = [instance for instance in instances if instance.version == deployment.version]
+    return (own or instances or [None])[-1]
+
+
+def _route(deployment: Deployment, instances: list[Instance]) -> Route:
+    spec = deployment.spec
+    newest = current(deployment, instances)
+    return Route(
+        chute_id=spec.uid,
+        name=spec.name,
+        paths={
+            cord.public_api_path: cord.passthrough_path or cord.path
+            for cord in spec.cords
+            # GET cords (the model list) are answered by the gateway itself.
+            if cord.public_api_path and cord.public_api_method == "POST"
+        },
+        upstreams=[
+            Upstream(instance.id, instance.endpoint.host, instance.endpoint.port, instance.endpoint.api_key)
+            for instance in instances
+            if instance.phase == Phase.READY and not instance.stopping and instance.endpoint
+        ],
+        phase=str(newest.phase) if newest else str(Phase.PREPARING),
+        detail=_detail(spec.name, newest),
+        created=int(deployment.created),
+        engine=deployment.plan.engine,
+        max_model_len=newest.max_model_len if newest else None,
+    )
+
+
+def _detail(name: str, newest: Instance | None) -> str:
+    """The sentence for a client that asks while nothing is ready. Stable while only progress moves."""
+    if newest is None or newest.phase.starting:
+        phase = newest.phase if newest else Phase.PREPARING
+        return f"{name!r} is starting ({phase}). Try again in a moment; `chutes ps` shows how far it is."
+    if newest.phase == Phase.FAILED and newest.reason:
+        return f"{name!r} has failed: {newest.reason.summary} See `chutes logs {name}`."
+    return f"{name!r} is {newest.phase}."

@@ -1,0 +1,201 @@
+"""`chutes serve`: the platform process from its first lock to its last child."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import logging.handlers
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import uvicorn
+import uvloop
+from pydantic import BaseModel
+
+import chutes
+from chutes.config import Config
+from chutes.control import api
+from chutes.control.platform import Platform
+from chutes.engine.process import mark_of, sweep
+from chutes.exception import AlreadyExists, ChutesError
+from chutes.wire import Upstream
+
+log = logging.getLogger(__name__)
+
+LOG_KEPT_SECONDS = 7 * 24 * 3600  # instance logs of last week are history
+SHUTDOWN_SECONDS = 3
+
+
+class Running(BaseModel):
+    """What a running platform leaves in `run/platform.json` for its owner to find it by (mode 0600)."""
+
+    pid: int
+    started: float
+    """When the process began, to tell it from another that got the same pid later."""
+    url: str
+    control_url: str
+    token: str
+    version: str
+
+
+def find_running(config: Config) -> Running | None:
+    """The platform of this home, if its process is alive."""
+    try:
+        running = Running.model_validate_json(_document(config).read_text())
+        process = psutil.Process(running.pid)
+        alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return running if alive and abs(process.create_time() - running.started) < 2 else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def serve(config: Config, announce: Callable[[str], None], to_terminal: bool = False) -> None:
+    """Run the platform until SIGTERM, SIGINT or POST /shutdown.
+
+    Args:
+        announce: called with the gateway's URL once it answers.
+        to_terminal: log to standard error too.
+
+    Raises:
+        AlreadyExists: a platform of this home runs.
+        PortTaken: the gateway's port is not free.
+    """
+    _log_to(config, to_terminal)
+    with _locked(config):
+        uvloop.run(_serve(config, announce))
+
+
+async def _serve(config: Config, announce: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    # A platform that was killed may have left an engine that is still ending.
+    if killed := await asyncio.to_thread(sweep, mark_of(config.home)):
+        log.warning("ended what an earlier platform had left: pids %s", killed)
+    _drop_old_logs(config.logs / "instances")
+
+    token = secrets.token_urlsafe(32)
+    listener = socket.create_server(("127.0.0.1", 0))
+    control = Upstream("control", "127.0.0.1", listener.getsockname()[1], token)
+    platform = Platform(config, control)
+    server = _Server(
+        uvicorn.Config(
+            api.make(platform, token, stop.set),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # a `logs -f` would otherwise hold us for ever
+        )
+    )
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        await platform.start()
+        url = f"http://{_shown(config.host)}:{platform.workers.port}"
+        running = Running(
+            pid=os.getpid(),
+            started=psutil.Process().create_time(),
+            url=url,
+            control_url=f"http://127.0.0.1:{control.port}",
+            token=token,
+            version=chutes.__version__,
+        )
+        _write_private(_document(config), running.model_dump_json(indent=2))
+        log.info("serving on %s, pid %s", url, os.getpid())
+        announce(url)
+        await stop.wait()
+        log.info("going down")
+    finally:
+        _document(config).unlink(missing_ok=True)
+        await platform.close()
+        server.should_exit = True
+        await serving
+        log.info("down")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: who may stop the platform is decided in one place."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _document(config: Config) -> Path:
+    return config.run / "platform.json"
+
+
+def _shown(host: str) -> str:
+    """A host that a client on this machine can use for a listening address."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+
+
+@contextlib.contextmanager
+def _locked(config: Config) -> Iterator[None]:
+    """Hold this home for ourselves. The lock goes with the process, however it ends."""
+    config.run.mkdir(parents=True, exist_ok=True)
+    config.run.chmod(0o700)
+    with (config.run / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            running = find_running(config)
+            where = f" at {running.url} (pid {running.pid})" if running else ""
+            raise AlreadyExists(
+                f"A platform of {config.home} runs already{where}.",
+                "`chutes down` stops it; CHUTES_HOME=/elsewhere keeps a second one apart.",
+            ) from None
+        yield
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    draft = path.with_suffix(".partial")
+    draft.unlink(missing_ok=True)
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
+        file.write(text)
+    draft.replace(path)
+
+
+def _drop_old_logs(directory: Path) -> None:
+    limit = time.time() - LOG_KEPT_SECONDS
+    for path in directory.glob("*.log*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < limit:
+                path.unlink()
+
+
+def _log_to(config: Config, to_terminal: bool) -> None:
+    try:
+        config.logs.mkdir(parents=True, exist_ok=True)
+        handlers: list[logging.Handler] = [
+            logging.handlers.RotatingFileHandler(
+                config.logs / "platform.log", maxBytes=8 << 20, backupCount=2
+            )
+        ]
+    except OSError as error:
+        raise ChutesError(
+            f"{config.home} cannot be written to: {error.strerror}.",
+            "Set CHUTES_HOME to a directory of yours.",
+        ) from None
+    if to_terminal:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    logging.basicConfig(
+        level=logging.INFO,
+        handlers=handlers,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    # Their INFO lines name URLs and would fill the log.
+    for noisy in ("httpx", "httpx2", "huggingface_hub", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,131 @@
+"""What survives a restart: deployments and keys, in one SQLite file.
+
+One writer: the platform's event loop. Calls are a millisecond each and rare (a deploy, a new key), so
+they are made straight from that loop.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from chutes.control.keys import ApiKey
+from chutes.control.reconcile import Deployment
+from chutes.exception import AlreadyExists, ChutesError
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE deployments (
+    chute_id TEXT PRIMARY KEY,
+    name     TEXT NOT NULL,
+    document TEXT NOT NULL              -- Deployment as JSON
+) STRICT;
+CREATE TABLE api_keys (
+    api_key_id TEXT PRIMARY KEY,
+    name       TEXT NOT NULL UNIQUE,
+    digest     TEXT NOT NULL UNIQUE,    -- never the key itself
+    admin      INTEGER NOT NULL,
+    chute_ids  TEXT,                    -- JSON list, or NULL for all
+    created_at REAL NOT NULL
+) STRICT;
+"""
+
+
+class Store:
+    """Open for as long as the platform runs; `close` when it ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the database, or make it.
+
+        Raises:
+            ChutesError: it was written by a newer chutes, or is not a database.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        except sqlite3.DatabaseError as error:
+            raise ChutesError(f"{path} cannot be used: {error}.", "Move it away to begin anew.") from None
+        if version > SCHEMA_VERSION:
+            raise ChutesError(
+                f"{path} was written by a newer chutes (format {version}, this one knows {SCHEMA_VERSION}).",
+                "Upgrade chutes, or set CHUTES_HOME to another directory.",
+            )
+        path.chmod(0o600)  # digests are not secrets, but chute files may hold what their authors forgot
+
+    def close(self) -> None:
+        self._db.close()
+
+    def deployments(self) -> list[Deployment]:
+        """All that should run, in the order of their first deploy.
+
+        Raises:
+            ChutesError: a row cannot be read; the message names it.
+        """
+        found: list[Deployment] = []
+        for name, document in self._db.execute("SELECT name, document FROM deployments ORDER BY rowid"):
+            try:
+                found.append(Deployment.model_validate_json(document))
+            except ValidationError as error:
+                raise ChutesError(
+                    f"The deployment of {name!r} in {self._path} cannot be read: {error.errors()[0]['msg']}.",
+                    f"Remove it: sqlite3 {self._path} \"DELETE FROM deployments WHERE name = '{name}'\"",
+                ) from None
+        return found
+
+    def save_deployment(self, deployment: Deployment) -> None:
+        self._db.execute(
+            "INSERT INTO deployments VALUES (?, ?, ?)"
+            " ON CONFLICT (chute_id) DO UPDATE SET name = excluded.name, document = excluded.document",
+            (deployment.chute_id, deployment.spec.name, deployment.model_dump_json()),
+        )
+
+    def delete_deployment(self, chute_id: str) -> None:
+        self._db.execute("DELETE FROM deployments WHERE chute_id = ?", (chute_id,))
+
+    def api_keys(self) -> list[ApiKey]:
+        rows = self._db.execute(
+            "SELECT api_key_id, name, digest, admin, chute_ids, created_at FROM api_keys ORDER BY created_at"
+        )
+        return [
+            ApiKey(
+                api_key_id=key_id,
+                name=name,
+                digest=digest,
+                admin=bool(admin),
+                chute_ids=json.loads(chute_ids) if chute_ids else None,
+                created_at=created_at,
+            )
+            for key_id, name, digest, admin, chute_ids, created_at in rows
+        ]
+
+    def save_key(self, key: ApiKey) -> None:
+        """Raises AlreadyExists when a key of that name is there."""
+        try:
+            self._db.execute(
+                "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    key.api_key_id,
+                    key.name,
+                    key.digest,
+                    key.admin,
+                    None if key.chute_ids is None else json.dumps(key.chute_ids),
+                    key.created_at,
+                ),
+            )
+        except sqlite3.IntegrityError:
+            raise AlreadyExists(
+                f"An API key named {key.name!r} already exists.",
+                f"Choose another name, or `chutes keys delete {key.name}` first.",
+            ) from None
+
+    def delete_key(self, key_id: str) -> None:
+        self._db.execute("DELETE FROM api_keys WHERE api_key_id = ?", (key_id,))

@@ -1,0 +1,138 @@
+"""What the control API shows: documents for people and scripts, without secrets."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pydantic import BaseModel
+
+from chutes.chute.spec import ChuteSpec
+from chutes.control.deploying import Draft
+from chutes.control.reconcile import Deployment, Instance, World, retry_at
+from chutes.control.routes import current
+from chutes.engine.lifecycle import Phase
+
+
+class InstanceView(BaseModel):
+    instance_id: str
+    phase: Phase
+    detail: str = ""
+    done: int = 0
+    total: int = 0
+    version: str
+    started_at: float
+    changed_at: float
+    ready_after_seconds: float | None = None
+    port: int | None = None
+    pid: int | None = None
+    reason: str = ""
+    fix: str = ""
+    log_tail: list[str] = []
+    stopping: bool = False
+
+    @classmethod
+    def of(cls, instance: Instance) -> InstanceView:
+        reason = instance.reason
+        return cls(
+            instance_id=instance.id,
+            phase=instance.phase,
+            detail=instance.detail,
+            done=instance.done,
+            total=instance.total,
+            version=instance.version,
+            started_at=instance.started,
+            changed_at=instance.changed,
+            ready_after_seconds=instance.ready_after,
+            port=instance.endpoint.port if instance.endpoint else None,
+            pid=instance.pid,
+            reason=reason.summary if reason else "",
+            fix=reason.fix if reason else "",
+            log_tail=list(reason.lines) if reason else [],
+            stopping=instance.stopping,
+        )
+
+
+class ChuteView(BaseModel):
+    chute_id: str
+    name: str
+    phase: str
+    """Phase of the instance that speaks for it; `waiting` between a failure and the next try."""
+    version: str
+    model: str
+    revision: str | None
+    weights: str
+    engine: str
+    accelerator: str
+    created_at: float
+    retry_in_seconds: float | None = None
+    given_up: bool = False
+    instance: InstanceView | None = None
+    instances: list[InstanceView] = []
+    scaling: dict[str, Any] = {}
+    public_paths: list[str] = []
+
+    @classmethod
+    def of(cls, deployment: Deployment, world: World) -> ChuteView:
+        spec = deployment.spec
+        assert spec.engine is not None
+        instances = world.of(spec.uid)
+        newest = current(deployment, instances)
+        given_up = spec.uid in world.given_up
+        phase = str(newest.phase) if newest else str(Phase.PREPARING)
+        wait = None
+        if newest and newest.phase == Phase.FAILED and not given_up:
+            phase, wait = "waiting", max(0.0, retry_at(world, spec.uid) - time.time())
+        return cls(
+            chute_id=spec.uid,
+            name=spec.name,
+            phase=phase,
+            version=deployment.version,
+            model=spec.engine.model,
+            revision=deployment.source.revision,
+            weights=deployment.source.note,
+            engine=f"{deployment.plan.engine} {deployment.plan.engine_version}",
+            accelerator=deployment.plan.accelerator,
+            created_at=deployment.created,
+            retry_in_seconds=wait,
+            given_up=given_up,
+            instance=InstanceView.of(newest) if newest else None,
+            instances=[InstanceView.of(instance) for instance in instances],
+            scaling={
+                "concurrency": spec.concurrency,
+                "max_instances": spec.max_instances,
+                "scaling_threshold": spec.scaling_threshold,
+                "shutdown_after_seconds": spec.shutdown_after_seconds,
+            },
+            public_paths=sorted({cord.public_api_path for cord in spec.cords if cord.public_api_path}),
+        )
+
+
+class DeployRequest(BaseModel):
+    spec: ChuteSpec
+
+
+class DeployView(BaseModel):
+    """Answer to a deploy: the plan, and the chute as it now stands (None after a dry run)."""
+
+    draft: Draft
+    chute: ChuteView | None = None
+    unchanged: bool = False
+    """The same version was running already."""
+
+
+class KeyRequest(BaseModel):
+    name: str
+    admin: bool = False
+    chutes: list[str] | None = None
+    """Names or ids of the only chutes it may call."""
+
+
+class KeyView(BaseModel):
+    api_key_id: str
+    name: str
+    admin: bool
+    chute_ids: list[str] | None
+    created_at: float
+    secret_key: str | None = None
+    """The key itself: in the answer to its creation, and never again."""

@@ -1,0 +1,1 @@
+"""One model server as a process: its isolated environment, command line, readiness, phases and stop."""

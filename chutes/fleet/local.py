@@ -1,0 +1,293 @@
+"""Instances as processes of this machine: one task each, straight through the phases."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from chutes.config import Config
+from chutes.engine import vllm
+from chutes.engine.diagnosis import Reason, diagnose
+from chutes.engine.environment import Environment, ensure
+from chutes.engine.lifecycle import Phase
+from chutes.engine.process import EngineProcess, ask, free_port, mark_of, sweep, tail
+from chutes.engine.release import find
+from chutes.exception import ChutesError, EngineFailed
+from chutes.fleet.base import Endpoint, Launch, Report
+from chutes.model import source as model
+
+# The largest checkpoints take most of an hour to load from a network disk. The published SDK waits for
+# ever; a start that will never end should be told apart from a slow one at some point.
+LOAD_SECONDS = 3600.0
+POLL_SECONDS = 0.25
+# Enough for a cold start of torch's kernels on a slow CPU.
+WARM_SECONDS = 300.0
+LOG_TAIL_BYTES = 64 << 10
+
+# A healthy engine answers /health within milliseconds; five misses in a row, 10 s apart, is what the
+# published platform calls dead.
+WATCH_SECONDS = 10.0
+WATCH_MISSES = 5
+WATCH_TIMEOUT = 30.0
+
+
+class LocalFleet:
+    """Runs instances on this machine. Not thread-safe: belongs to one event loop."""
+
+    def __init__(self, config: Config, report: Callable[[Report], None]) -> None:
+        self.config = config
+        self.report = report
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ports: dict[str, int] = {}
+        self._stopping: set[str] = set()
+
+    def start(self, launch: Launch) -> None:
+        task = asyncio.create_task(self._run(launch), name=f"instance {launch.instance_id}")
+        self._tasks[launch.instance_id] = task
+        task.add_done_callback(lambda _: self._forget(launch.instance_id))
+
+    def stop(self, instance_id: str) -> None:
+        task = self._tasks.get(instance_id)
+        if task is None:
+            self.report(Report(instance_id, Phase.STOPPED))
+        elif instance_id not in self._stopping:
+            # Once only: a second cancel would break off the stopping itself.
+            self._stopping.add(instance_id)
+            task.cancel()
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        for instance_id in list(self._tasks):
+            self.stop(instance_id)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(sweep, mark_of(self.config.home))
+
+    def log_path(self, instance_id: str) -> Path:
+        return self.config.logs / "instances" / f"{instance_id}.log"
+
+    def _forget(self, instance_id: str) -> None:
+        self._tasks.pop(instance_id, None)
+        self._ports.pop(instance_id, None)
+        self._stopping.discard(instance_id)
+
+    async def _run(self, launch: Launch) -> None:
+        """One instance from start to end; every way out is a report."""
+        try:
+            reason = await self._live(launch)
+        except asyncio.CancelledError:
+            self.report(Report(launch.instance_id, Phase.STOPPED))
+            return
+        except _Ended as ended:
+            reason = ended.reason
+        except ChutesError as error:
+            reason = Reason(error.message, error.fix, fatal=error.exit_code == 2 or error.status < 500)
+        except Exception as error:  # a fault of ours must not leave an instance "starting" for ever
+            reason = Reason(
+                f"{type(error).__name__}: {error}", "This is a fault in chutes: please report it."
+            )
+        self.report(Report(launch.instance_id, Phase.FAILED, reason=reason))
+
+    async def _live(self, launch: Launch) -> Reason:
+        """Through all phases; returns why the instance ended by itself."""
+        environment = await self._prepare(launch)
+        directory = await self._fetch(launch, environment)
+        process, endpoint = await self._load(launch, environment, directory)
+        try:
+            context = await self._until_ready(launch, process, endpoint)
+            self._tell(launch, Phase.READY, endpoint=endpoint, pid=process.pid, max_model_len=context)
+            return await self._watch(process, endpoint)
+        except asyncio.CancelledError:
+            self._tell(launch, Phase.DRAINING, "finishing what it has")
+            raise
+        finally:
+            await process.stop()
+
+    def _tell(
+        self,
+        launch: Launch,
+        phase: Phase,
+        detail: str = "",
+        done: int = 0,
+        total: int = 0,
+        *,
+        endpoint: Endpoint | None = None,
+        pid: int | None = None,
+        max_model_len: int | None = None,
+    ) -> None:
+        self.report(
+            Report(
+                launch.instance_id, phase, detail, done, total,
+                endpoint=endpoint, pid=pid, max_model_len=max_model_len,
+            )
+        )  # fmt: skip
+
+    def _progress(self, launch: Launch, phase: Phase) -> Callable[[str, int, int], None]:
+        """A callback for any thread and any rate; makes at most ten reports a second of it."""
+        loop = asyncio.get_running_loop()
+        last = [0.0, ""]
+
+        def progress(detail: str, done: int, total: int) -> None:
+            now = time.monotonic()
+            if detail == last[1] and now - float(last[0]) < 0.1 and done != total:
+                return
+            last[:] = [now, detail]
+            loop.call_soon_threadsafe(self._tell, launch, phase, detail, done, total)
+
+        return progress
+
+    async def _prepare(self, launch: Launch) -> Environment:
+        release = find(launch.plan.engine, launch.plan.accelerator, launch.plan.engine_version)
+        self._tell(launch, Phase.PREPARING, f"environment {release.id}")
+        progress = self._progress(launch, Phase.PREPARING)
+        environment = await ensure(
+            release,
+            self.config.engines,
+            lambda detail, share: progress(
+                detail, round((share or 0) * 100), 100 if share is not None else 0
+            ),
+        )
+        assert launch.spec.engine is not None
+        await vllm.check_arguments(environment, launch.spec.engine.args, self.config.cache / "arguments")
+        return environment
+
+    async def _fetch(self, launch: Launch, environment: Environment) -> Path:
+        self._tell(launch, Phase.FETCHING, launch.source.note)
+        progress = self._progress(launch, Phase.FETCHING)
+        path = await asyncio.to_thread(model.fetch, launch.source, self.config.models, progress)
+        if path.suffix == ".gguf":
+            path = await vllm.convert_gguf(environment, path, path.parent / "converted", progress)
+        return path
+
+    async def _load(
+        self, launch: Launch, environment: Environment, directory: Path
+    ) -> tuple[EngineProcess, Endpoint]:
+        assert launch.spec.engine is not None
+        plan = launch.plan
+        endpoint = Endpoint("127.0.0.1", free_port(self._ports.values()), secrets.token_hex(16))
+        self._ports[launch.instance_id] = endpoint.port
+        args = launch.spec.engine.args
+        command = vllm.command(
+            environment.python,
+            directory,
+            list(launch.served_names),
+            args + vllm.defaults(plan.accelerator, args, plan.tensor_parallel_size),
+            endpoint.port,
+            endpoint.host,
+        )
+        variables = vllm.variables(plan.accelerator, endpoint.api_key, plan.kv_cache_bytes, args)
+        if plan.gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, plan.gpus))
+        log = self.log_path(launch.instance_id)
+        process = await EngineProcess.start(
+            command,
+            {**inherited(os.environ), **variables},
+            log,
+            mark_of(self.config.home, launch.instance_id),
+        )
+        self._tell(launch, Phase.LOADING, "starting the engine", pid=process.pid)
+        return process, endpoint
+
+    async def _until_ready(self, launch: Launch, process: EngineProcess, endpoint: Endpoint) -> int | None:
+        """Poll until the engine answers and its first answer is sane; returns its context length.
+
+        Raises:
+            EngineFailed: it ended, answered nonsense, or took more than an hour.
+        """
+        ended = asyncio.ensure_future(process.wait())
+        deadline = time.monotonic() + LOAD_SECONDS
+        try:
+            while True:
+                status, body = await ask(endpoint.port, "/health", endpoint.api_key)
+                if status == 200:
+                    break
+                done, _ = await asyncio.wait({ended}, timeout=POLL_SECONDS)
+                if done:
+                    raise _ended(process, ended.result())
+                if time.monotonic() > deadline:
+                    raise EngineFailed(
+                        f"The engine did not answer within {LOAD_SECONDS:.0f} s.",
+                        f"See `chutes logs {launch.spec.name}`.",
+                    )
+            self._tell(launch, Phase.WARMING, "asking it one thing", pid=process.pid)
+            warm = asyncio.ensure_future(_warm(endpoint, launch.served_names[0]))
+            await asyncio.wait({ended, warm}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                warm.cancel()
+                raise _ended(process, ended.result())
+            await warm
+            status, body = await ask(endpoint.port, "/v1/models", endpoint.api_key)
+            return _context_length(body) if status == 200 else None
+        finally:
+            ended.cancel()
+
+    async def _watch(self, process: EngineProcess, endpoint: Endpoint) -> Reason:
+        """Until the engine ends or stops answering; returns why."""
+        ended = asyncio.ensure_future(process.wait())
+        misses = 0
+        try:
+            while misses < WATCH_MISSES:
+                done, _ = await asyncio.wait({ended}, timeout=WATCH_SECONDS)
+                if done:
+                    return diagnose(tail(process.log, LOG_TAIL_BYTES), ended.result())
+                status, _ = await ask(endpoint.port, "/health", endpoint.api_key, timeout=WATCH_TIMEOUT)
+                misses = 0 if status == 200 else misses + 1
+            return Reason(
+                f"The engine did not answer {WATCH_MISSES} health checks in a row.", "See `chutes logs`."
+            )
+        finally:
+            ended.cancel()
+
+
+class _Ended(EngineFailed):
+    """An engine's end during its start, with the reason found in its log."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.summary, reason.fix)
+        self.reason = reason
+
+
+def _ended(process: EngineProcess, code: int) -> _Ended:
+    return _Ended(diagnose(tail(process.log, LOG_TAIL_BYTES), code))
+
+
+async def _warm(endpoint: Endpoint, name: str) -> None:
+    """One short completion: compiles what is compiled lazily and shows that text comes out at all.
+
+    Raises:
+        EngineFailed: no answer, an error, or no text in it.
+    """
+    question = {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+    status, body = await ask(endpoint.port, "/v1/completions", endpoint.api_key, question, WARM_SECONDS)
+    if status != 200:
+        text = body.decode(errors="replace")[:300]
+        raise EngineFailed(f"The engine started but its first answer was {status or 'none'}: {text}")
+    try:
+        answer = json.loads(body)["choices"][0]["text"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise EngineFailed(f"The engine's first answer is not a completion: {body[:300]!r}") from None
+    if not answer:
+        raise EngineFailed("The engine's first answer holds no text.", "The model's files may be damaged.")
+
+
+def _context_length(body: bytes) -> int | None:
+    try:
+        return json.loads(body)["data"][0].get("max_model_len")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+
+
+def inherited(environ: os._Environ[str] | dict[str, str]) -> dict[str, str]:
+    """What an engine gets of the platform's own environment: everything but our settings and Python's.
+
+    CHUTES_* may hold keys, and PYTHON* or a virtual environment of ours would leak our packages in.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(("CHUTES_", "PYTHON")) and name != "VIRTUAL_ENV"
+    }

@@ -1,0 +1,22 @@
+"""The serving core: one request from a client's socket to an engine's and back, and nothing else.
+
+A worker is one process (`python -m chutes.gateway`) with one event loop. A request goes through it in a
+straight line, without a task, a future or a copy that it does not need:
+
+    client.py     bytes from a client → whole requests          (protocol)
+    http.py       a head → facts, strictly                      (pure)
+    chunked.py    chunked bodies: where they end, what is in them   (pure)
+    service.py    a request → an answer, a refusal, or an order to forward
+      access.py   whose key this is                             (pure)
+      routing.py  which chute and which of its paths            (pure)
+      answers.py  error objects and the list of models          (pure)
+    exchange.py   one order → attempts on instances, until one answers
+      balance.py  which instance                                (pure)
+      upstream.py connections to instances, and their pool      (protocol)
+      relay.py    an engine's bytes → the client's bytes        (pure)
+    worker.py     the process: channel to control, listening, draining
+    limits.py     every bound on what a stranger may use up, with its reason
+
+A worker serves from memory: control publishes a whole `wire.Table`, and a swap of tables is one
+assignment between two requests.
+"""

@@ -1,0 +1,153 @@
+"""What the gateway says in its own words: OpenAI error objects, the model list, small answers.
+
+Pure: values in, bytes out. Clients such as the OpenAI SDK and LiteLLM show a user `error.message` and
+nothing else, so that sentence carries the fix as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import msgspec
+
+from chutes import wire
+from chutes.exception import ChutesError
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    502: "server_error",
+    503: "service_unavailable",
+    504: "service_unavailable",
+}
+"""`error.type` by status; every other refusal is the request's fault."""
+
+STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+
+class Refusal(ChutesError):
+    """A request that the gateway answers with an error of its own.
+
+    Args:
+        status: HTTP status.
+        code: `error.code`, for programs.
+        message: what is wrong, for people.
+        fix: what to do about it; joined to the message.
+        param: the field of the request that is at fault.
+        headers: further header lines, each ending in CRLF.
+        close: whether the connection cannot be read on from here.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        fix: str = "",
+        *,
+        param: str | None = None,
+        headers: bytes = b"",
+        close: bool = False,
+    ) -> None:
+        super().__init__(message, fix)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = headers
+        self.close = close
+
+    def body(self) -> bytes:
+        """The OpenAI error object."""
+        error = {
+            "message": f"{self.message} {self.fix}".rstrip(),
+            "type": TYPES.get(self.status, "invalid_request_error"),
+            "param": self.param,
+            "code": self.code,
+        }
+        return msgspec.json.encode({"error": error})
+
+    def answer(self) -> Answer:
+        return Answer(self.status, self.body(), self.headers)
+
+
+class Answer(NamedTuple):
+    """A whole answer that needs no engine."""
+
+    status: int
+    body: bytes
+    headers: bytes = b""
+    """Header lines beyond the usual ones, each ending in CRLF."""
+
+
+def serialise(answer: Answer, request_id: bytes, *, close: bool = False, head_only: bool = False) -> bytes:
+    """Head and body as they go to the client. `head_only`: the answer to HEAD, with GET's length."""
+    return b"".join(
+        (
+            STATUS_LINES[answer.status],
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(answer.body),
+            answer.headers,
+            b"X-Request-Id: %b\r\n" % request_id if request_id else b"",
+            b"Connection: close\r\n\r\n" if close else b"\r\n",
+            b"" if head_only else answer.body,
+        )
+    )
+
+
+def model_object(route: wire.Route) -> dict[str, Any]:
+    """One entry of `/v1/models`: OpenAI's fields, then the published platform's, then `state`."""
+    return {
+        "id": route.name,
+        "object": "model",
+        "created": route.created,
+        "owned_by": route.engine,
+        "root": route.name,
+        "chute_id": route.chute_id,
+        "max_model_len": route.max_model_len,
+        "context_length": route.max_model_len,
+        # While a new version starts, its phase is not what a caller meets: the old one still answers.
+        "state": "ready" if route.upstreams else route.phase,
+    }
+
+
+def model_list(routes: Iterable[wire.Route]) -> Answer:
+    return Answer(200, msgspec.json.encode({"object": "list", "data": [model_object(r) for r in routes]}))
+
+
+def model(route: wire.Route) -> Answer:
+    return Answer(200, msgspec.json.encode(model_object(route)))
+
+
+PING = Answer(200, b'{"message":"pong"}')
+HEALTHY = Answer(200, b'{"status":"ok"}')
+WELCOME = Answer(
+    200,
+    msgspec.json.encode(
+        {
+            "what": "a Chutes gateway: OpenAI-compatible inference on this machine",
+            "models": "/v1/models",
+            "chat": "POST /v1/chat/completions",
+            "key": "chutes keys create --name NAME",
+        }
+    ),
+)
+
+
+def starting() -> Refusal:
+    return Refusal(
+        503, "gateway_starting", "The gateway has no route table yet.", headers=b"Retry-After: 1\r\n"
+    )
+
+
+def not_ready(route: wire.Route, retry_after: int) -> Refusal:
+    """For a chute without a ready instance. One that has failed will not answer sooner for being asked."""
+    hopeless = route.phase in ("failed", "stopped")
+    headers = b"x-should-retry: false\r\n" if hopeless else b"Retry-After: %d\r\n" % retry_after
+    detail = route.detail or f"Chute {route.name!r} has no ready instance ({route.phase})."
+    return Refusal(503, "chute_not_ready", detail, headers=headers)

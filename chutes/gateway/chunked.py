@@ -1,0 +1,102 @@
+"""Chunked bodies: where one ends, where its chunks end, and what is in them. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from chutes.exception import ChutesError
+from chutes.gateway import limits
+
+SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
+START_OF_SIZE_LINE = re.compile(rb"[0-9a-fA-F]{1,15}[ \t]*(?:;[^\r\n]*)?\r?")
+
+
+class BadChunk(ChutesError):
+    """The bytes are not a chunked body."""
+
+
+class ChunkScanner:
+    """Follows a chunked body through reads that may split it anywhere.
+
+    `feed` is called with each read in turn. Bytes are not copied unless `payload` is given, or a size line
+    or trailer is split between two reads.
+    """
+
+    __slots__ = ("_carry", "_left", "boundary", "ended")
+
+    def __init__(self) -> None:
+        self.ended = False
+        """The last chunk and its trailer have been seen."""
+        self.boundary = 0
+        """End of the last whole chunk, as an index into the bytes just fed; 0 if none ended there."""
+        self._left = 0
+        """Bytes still to come of the open chunk, its final CRLF included."""
+        self._carry = b""
+        """A size line or trailer of which only the start has come."""
+
+    def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
+        """Take the next bytes; add what the chunks hold to `payload`.
+
+        Returns: how many of them belong to this body: all, unless it `ended`.
+        Raises: BadChunk.
+        """
+        carried = len(self._carry)
+        if carried:
+            data = self._carry + data
+            self._carry = b""
+        size = len(data)
+        position = boundary = 0
+        left = self._left
+        while position < size:
+            if left:
+                position, left = self._inside(data, position, left, payload)
+                if left:
+                    break
+                boundary = position
+                continue
+            line = SIZE_LINE.match(data, position)
+            if line is None:
+                self._carry = _unfinished(data, position)
+                position = size
+                break
+            length = int(line[1], 16)
+            if length == 0:
+                # From the size line's own CRLF, so that an empty trailer is found as well.
+                end = data.find(b"\r\n\r\n", line.end() - 2)
+                if end < 0:
+                    if size - position > limits.TRAILER_BYTES:
+                        raise BadChunk("The trailer is too long.")
+                    self._carry = data[position:]
+                    position = size
+                    break
+                if data.count(b"\n", position, end) != data.count(b"\r\n", position, end):
+                    raise BadChunk("A line of the trailer ends in a bare LF.")
+                position = boundary = end + 4
+                self.ended = True
+                break
+            position = line.end()
+            left = length + 2
+        self._left = left
+        self.boundary = max(0, boundary - carried)
+        return position - carried
+
+    def _inside(self, data: bytes, position: int, left: int, payload: list[bytes] | None) -> tuple[int, int]:
+        """Move through the open chunk; its last two bytes must be CRLF."""
+        end = min(position + left, len(data))
+        rest = left - (end - position)
+        if rest < 2:  # we have reached its CRLF, or the half of it
+            crlf = data[max(position, end - 2 + rest) : end]
+            expected = b"\r\n"[2 - min(left, 2) : 2 - rest]
+            if crlf != expected:
+                raise BadChunk("A chunk is longer than it said.")
+        if payload is not None and left > 2:
+            payload.append(data[position : position + min(left - 2, end - position)])
+        return end, rest
+
+
+def _unfinished(data: bytes, position: int) -> bytes:
+    """The start of a size line that is still to be completed, unless it can no longer become one."""
+    rest = data[position : position + limits.CHUNK_LINE_BYTES + 1]
+    if len(rest) > limits.CHUNK_LINE_BYTES or not START_OF_SIZE_LINE.fullmatch(rest):
+        raise BadChunk("A chunk does not start with its size.")
+    return rest

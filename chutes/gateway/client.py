@@ -1,0 +1,384 @@
+"""Connections from clients: bytes in, whole requests out, answers back in order.
+
+A connection is in one of five states, told apart by its fields:
+
+    idle       no head begun, nothing in flight
+    head       `_buffer` holds a part of a head
+    body       `_request` is set: its body is coming
+    busy       `_exchange` is set: an instance is answering; bytes of later requests wait in `_buffer`
+    lingering  refused and half closed; what still comes is thrown away until the client closes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Callable
+from typing import cast
+
+from chutes import wire
+from chutes.gateway import answers, limits
+from chutes.gateway.answers import Answer, Refusal
+from chutes.gateway.chunked import BadChunk, ChunkScanner
+from chutes.gateway.exchange import Exchange
+from chutes.gateway.http import REQUEST_ID, RequestHead, bad, parse_request_head
+from chutes.gateway.relay import AnswerRelay
+from chutes.gateway.service import Service
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Clients:
+    """All client connections of a worker, and what they share."""
+
+    def __init__(self, service: Service, report: Callable[[wire.UpstreamLost], None]) -> None:
+        self.service = service
+        self.report = report
+        self.connections: set[ClientConnection] = set()
+        self.tick = 0
+        """Seconds since the start, as the sweep counts them; what bounds on time are measured in."""
+        self.draining = False
+        self.emptied: Callable[[], None] | None = None
+        """Called when the last connection of a draining worker has gone."""
+        self._prefix = f"req-{os.urandom(6).hex()}-".encode()
+        self._numbers = itertools.count(1)
+
+    def accept(self) -> ClientConnection:
+        return ClientConnection(self)
+
+    def request_id(self, request: RequestHead | None) -> bytes:
+        """The client's own, if it can stand in a log line; else one that no other worker will give."""
+        own = request.headers.get(b"x-request-id") if request is not None else None
+        if own is not None and REQUEST_ID.fullmatch(own):
+            return own
+        return b"%b%x" % (self._prefix, next(self._numbers))
+
+    def sweep(self) -> None:
+        self.tick += 1
+        for connection in list(self.connections):
+            connection.sweep(self.tick)
+        self.service.upstreams.sweep(self.tick)
+
+    def drain(self) -> None:
+        """Close what is idle now, and every other connection after the answer that it waits for."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        if not self.connections and self.emptied is not None:
+            self.emptied()
+
+    def abort(self) -> None:
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's connection."""
+
+    __slots__ = (
+        "_arrived",
+        "_blocked",
+        "_body",
+        "_buffer",
+        "_clients",
+        "_exchange",
+        "_lingering",
+        "_reading_paused",
+        "_request",
+        "_request_id",
+        "_request_started",
+        "_scanner",
+        "_since",
+        "_transport",
+    )
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._transport: asyncio.Transport
+        self._buffer = b""
+        self._request: RequestHead | None = None
+        """The request whose body is coming, or that is being answered."""
+        self._request_id = b""
+        self._body: list[bytes] = []
+        self._arrived = 0
+        """Bytes in `_body`."""
+        self._scanner: ChunkScanner | None = None
+        self._exchange: Exchange | None = None
+        self._lingering = False
+        self._blocked = False
+        """The client does not read: our write buffer is over its high-water mark."""
+        self._reading_paused = False
+        self._since = clients.tick
+        """Tick of the last progress in the present state."""
+        self._request_started = clients.tick
+
+    # What the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's derives from nothing of asyncio
+        connections = self._clients.connections
+        connections.add(self)
+        if len(connections) > limits.CONNECTIONS:
+            self.refuse(Refusal(503, "too_many_connections", "Too many connections.", close=True))
+
+    def data_received(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._buffer += data
+            if len(self._buffer) > limits.PIPELINE_BYTES:
+                self._pause_reading()
+        elif not self._lingering:
+            self._advance(data)
+
+    def eof_received(self) -> bool:
+        return False  # a client that will send no more is taken as gone, as nginx and uvicorn do
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._exchange is not None:
+            self._exchange.cancel()
+            self._exchange = None
+        clients = self._clients
+        clients.connections.discard(self)
+        if clients.draining and not clients.connections and clients.emptied is not None:
+            clients.emptied()
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        self._since = self._clients.tick
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        self._since = self._clients.tick
+        if self._exchange is not None:
+            self._exchange.resume()
+        else:
+            self._next()
+
+    # What the exchange calls
+
+    def pass_on(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def complete(self, data: bytes, keep_alive: bool) -> None:
+        self._exchange = None
+        self._request = None
+        if data:
+            self._transport.write(data)
+        self._end_answer(keep_alive)
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with an error, and end the connection if it cannot be read on."""
+        request = self._request
+        self._exchange = None
+        self._request = None
+        close = refusal.close or request is None or not request.keep_alive or self._clients.draining
+        head_only = request is not None and request.method == b"HEAD"
+        request_id = self._request_id or self._clients.request_id(request)
+        self._transport.write(
+            answers.serialise(refusal.answer(), request_id, close=close, head_only=head_only)
+        )
+        if refusal.close or request is None:
+            self._linger()
+        else:
+            self._end_answer(not close)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # What the worker calls
+
+    def close_if_idle(self) -> None:
+        if self._exchange is None and self._request is None and not self._buffer and not self._lingering:
+            self._transport.close()
+
+    def sweep(self, tick: int) -> None:
+        """Enforce the bounds on time; called once a second."""
+        waited = tick - self._since
+        if self._blocked or self._transport.is_closing():  # closing: the last bytes of an answer are unread
+            if waited >= limits.READER_STALL_SECONDS:
+                self.abort()
+        elif self._exchange is not None:
+            self._exchange.sweep(tick)
+        elif self._lingering:
+            if waited >= limits.LINGER_SECONDS:
+                self.abort()
+        elif self._request is not None:
+            if waited >= limits.BODY_STALL_SECONDS or tick - self._request_started >= limits.BODY_SECONDS:
+                self.refuse(bad("The request body did not arrive in time.", 408, "request_timeout"))
+        elif self._buffer:
+            if waited >= limits.HEAD_SECONDS:
+                self.refuse(bad("The request head did not arrive in time.", 408, "request_timeout"))
+        elif waited >= limits.IDLE_SECONDS:
+            self._transport.close()
+
+    # From bytes to requests
+
+    def _advance(self, data: bytes) -> None:
+        """Serve what can be served of these bytes; keep the rest."""
+        try:
+            if self._request is None:
+                if self._buffer:
+                    data = self._buffer + data
+                    self._buffer = b""
+                else:  # a head begins: its time runs from here, however slowly it drips
+                    self._since = self._clients.tick
+            while data:
+                if self._blocked and self._request is None:
+                    # Answers pile up unread: serve no more of them until the client has taken some.
+                    self._buffer = data
+                    self._pause_reading()
+                    return
+                data = (
+                    self._read_head(data) if self._request is None else self._read_body(self._request, data)
+                )
+                if self._exchange is not None:
+                    self._buffer = data
+                    return
+                if self._lingering or self._transport.is_closing():
+                    return
+        except Refusal as refusal:
+            refusal.close = True  # its request was not read to the end, so nothing after it can be
+            self.refuse(refusal)
+        except Exception as error:
+            # A defect of ours must cost one connection, not its client's patience. The traceback goes to
+            # the log; it names no request, header or key.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "request failed", "exception": error}
+            )
+            self.refuse(Refusal(500, "internal_error", "The gateway failed on this request.", close=True))
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Take one head from the front of `data`, and its request if that is whole; return the rest.
+
+        Data without a whole head goes to `_buffer`, and nothing is returned.
+        """
+        end = data.find(b"\r\n\r\n")
+        if end < 0 or end > limits.HEAD_BYTES:
+            return self._keep_partial_head(data, end)
+        if data.startswith(b"\r\n"):  # old clients end a body with a CRLF that belongs to nothing
+            return data[2:]
+        request = parse_request_head(data[:end])
+        self._request = request
+        self._request_id = b""
+        data = data[end + 4 :]
+        if not request.chunked and request.length <= len(data):
+            length = request.length
+            if length == len(data):
+                self._dispatch(request, data)
+                return b""
+            self._dispatch(request, data[:length])
+            return data[length:]
+        if isinstance(self._clients.service.admit(request, time.time()), Answer):
+            # Such paths ask for no key, so a stranger could have us buffer bodies for nothing.
+            raise bad("This path takes no request body.")
+        self._since = self._request_started = self._clients.tick
+        if request.chunked:
+            self._scanner = ChunkScanner()
+        if request.expects_continue and not data:
+            self._transport.write(CONTINUE)
+        return data
+
+    def _keep_partial_head(self, data: bytes, end: int) -> bytes:
+        if len(data) > limits.HEAD_BYTES:
+            raise bad(f"The request head is over {limits.HEAD_BYTES} bytes.", 431, "head_too_large")
+        if end < 0 and data.count(b"\n") != data.count(b"\r\n"):
+            raise bad("A line of the head ends in a bare LF.")  # at once: its end would never come
+        self._buffer = data
+        return b""
+
+    def _read_body(self, request: RequestHead, data: bytes) -> bytes:
+        """Take this request's body from the front of `data`; serve it when whole; return the rest."""
+        self._since = self._clients.tick
+        scanner = self._scanner
+        if scanner is None:
+            missing = request.length - self._arrived
+            part, rest = (data, b"") if len(data) <= missing else (data[:missing], data[missing:])
+            self._body.append(part)
+            self._arrived += len(part)
+            whole = self._arrived == request.length
+        else:
+            before = len(self._body)
+            try:
+                taken = scanner.feed(data, self._body)
+            except BadChunk as error:
+                raise bad(f"The chunked body is broken: {error}") from None
+            self._arrived += sum(map(len, self._body[before:]))
+            if self._arrived > self._clients.service.max_body:
+                raise self._clients.service.too_large()
+            whole, rest = scanner.ended, data[taken:]
+        if whole:
+            body = b"".join(self._body)
+            self._forget_body()
+            self._dispatch(request, body)
+        return rest
+
+    def _forget_body(self) -> None:
+        self._body = []
+        self._arrived = 0
+        self._scanner = None
+
+    def _dispatch(self, request: RequestHead, body: bytes) -> None:
+        clients = self._clients
+        request_id = self._request_id = clients.request_id(request)
+        close = clients.draining or not request.keep_alive
+        head_only = request.method == b"HEAD"
+        try:
+            outcome = clients.service.serve(request, body, time.time())
+        except Refusal as refusal:  # caught here, as what follows on the connection can still be served
+            self.refuse(refusal)
+            return
+        if isinstance(outcome, Answer):
+            self._request = None
+            self._transport.write(answers.serialise(outcome, request_id, close=close, head_only=head_only))
+            self._end_answer(not close)
+            return
+        relay = AnswerRelay(request_id, http_1_0=request.http_1_0, head_only=head_only, close=close)
+        self._exchange = Exchange(self, clients, outcome, relay)
+        self._exchange.start()
+
+    # Ends
+
+    def _end_answer(self, keep_alive: bool) -> None:
+        self._since = self._clients.tick
+        if keep_alive and not self._clients.draining:
+            if self._buffer:
+                self._next()
+            elif self._reading_paused:
+                self._resume_reading()
+        else:
+            self._transport.close()
+
+    def _next(self) -> None:
+        """Go on with what came while we could not."""
+        self._resume_reading()
+        if self._buffer and not self._lingering:
+            data, self._buffer = self._buffer, b""
+            self._advance(data)
+
+    def _linger(self) -> None:
+        """Half close, and read on for a while.
+
+        Closing with unread bytes in the socket makes the kernel send a reset, which may overtake the
+        answer: the client would report a broken connection instead of what it did wrong.
+        """
+        self._lingering = True
+        self._since = self._clients.tick
+        self._buffer = b""
+        self._forget_body()
+        self._resume_reading()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused:
+            self._reading_paused = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()

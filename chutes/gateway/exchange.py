@@ -1,0 +1,248 @@
+"""One order and the attempts to fulfil it.
+
+An attempt may be repeated as long as the client has not got a single byte; after that the only honest ends
+are the whole answer, an error event in a stream, or a broken connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from chutes import wire
+from chutes.gateway import limits
+from chutes.gateway.answers import Refusal
+from chutes.gateway.http import BadAnswer
+from chutes.gateway.relay import AnswerRelay
+from chutes.gateway.service import Order
+from chutes.gateway.upstream import PENALTY, Instance, UpstreamConnection
+
+JOIN_BYTES = 16 * 1024
+"""Up to here one copy of the body is cheaper than a second entry in the socket's write queue."""
+
+
+class Client(Protocol):
+    """What an exchange asks of the connection that it serves."""
+
+    def pass_on(self, data: bytes) -> None:
+        """Send a part of the answer."""
+
+    def complete(self, data: bytes, keep_alive: bool) -> None:
+        """Send the last part; the exchange is over."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with an error; the exchange is over and the client has got no byte of it."""
+
+    def abort(self) -> None:
+        """Break the connection; the exchange is over."""
+
+
+class Surroundings(Protocol):
+    """What an exchange shares with all others of the worker."""
+
+    tick: int
+
+    report: Callable[[wire.UpstreamLost], None]
+
+
+class Exchange:
+    """Created with an order, started once; ends by exactly one of the client's last three methods, or by
+    `cancel` when the client has gone."""
+
+    __slots__ = (
+        "_avoid",
+        "_broke",
+        "_client",
+        "_connecting",
+        "_connection",
+        "_heard",
+        "_instance",
+        "_order",
+        "_paused",
+        "_relay",
+        "_worker",
+    )
+
+    def __init__(self, client: Client, worker: Surroundings, order: Order, relay: AnswerRelay) -> None:
+        self._client = client
+        self._worker = worker
+        self._order = order
+        self._relay = relay
+        self._instance: Instance | None = None
+        """The one being tried; None when the exchange is over."""
+        self._connection: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._avoid: tuple[Instance, ...] = ()
+        """Instances that failed this order."""
+        self._broke = False
+        """One has taken the order and broken off before it answered; it does not get a third chance."""
+        self._paused = False
+        self._heard = worker.tick
+
+    def start(self) -> None:
+        instance = self._order.group.choose()
+        assert instance is not None, "service.py makes no order for an empty group"
+        self._try(instance)
+
+    def received(self, data: bytes) -> None:
+        """Bytes from the engine. The hot path: called for every chunk of every stream."""
+        self._heard = self._worker.tick
+        relay = self._relay
+        try:
+            out = relay.feed(data)
+        except BadAnswer as error:
+            self._break_off(f"it sent what is not HTTP: {error}")
+            return
+        if relay.done:
+            self._release(reusable=relay.reusable)
+            self._client.complete(out, relay.keep_alive)
+        elif out:
+            self._client.pass_on(out)
+
+    def lost(self, exc: Exception | None) -> None:
+        """The engine's connection has ended before its answer did, unless that is how its answer ends."""
+        relay = self._relay
+        if exc is None and relay.ends_by_close():
+            self._release(reusable=False)
+            self._client.complete(b"", False)
+            return
+        connection, instance = self._connection, self._instance
+        if connection is not None and connection.reused and relay.silent and instance is not None:
+            # The engine closed an idle connection just as we wrote to it: nobody's fault, nothing was
+            # read, and other pooled connections may be as stale.
+            self._release(reusable=False)
+            self._try(instance, fresh=True)
+            return
+        self._break_off("it closed the connection" if exc is None else f"its connection broke: {exc}")
+
+    def cancel(self) -> None:
+        """The client has gone: break the engine's connection, which is how an engine learns to stop."""
+        self._release(reusable=False)
+
+    def pause(self) -> None:
+        """The client is slow: stop reading from the engine, so that TCP slows it down."""
+        self._paused = True
+        if self._connection is not None:
+            self._connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        self._paused = False
+        self._heard = self._worker.tick
+        if self._connection is not None:
+            self._connection.transport.resume_reading()
+
+    def sweep(self, tick: int) -> None:
+        if tick - self._heard >= limits.ANSWER_SECONDS and not self._paused:
+            self._fail(504, "upstream_timeout", f"has said nothing for {limits.ANSWER_SECONDS} s")
+
+    def _try(self, instance: Instance, *, fresh: bool = False) -> None:
+        self._instance = instance
+        instance.begin()
+        connection = None if fresh else instance.take()
+        if connection is not None:
+            self._send(connection)
+        else:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(instance))
+
+    async def _connect(self, instance: Instance) -> None:
+        try:
+            connection = await instance.connect()
+        except Exception as error:  # besides OSError: a host name that cannot be one
+            if self._instance is instance:
+                self._unreachable(instance, error)
+            return
+        finally:
+            self._connecting = None
+        if (
+            self._instance is not instance
+        ):  # over, but not cancelled, as a connection half made would leak; the next request has it
+            instance.give_back(connection, self._worker.tick)
+        else:
+            self._send(connection)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._connection = connection
+        connection.exchange = self
+        order = self._order
+        head = b"".join(
+            (
+                order.line,
+                b" HTTP/1.1\r\n",
+                connection.instance.fields,
+                *order.fields,
+                b"X-Request-Id: %b\r\n\r\n" % self._relay.request_id,
+            )
+        )
+        if len(order.body) <= JOIN_BYTES:
+            connection.transport.write(head + order.body)
+        else:
+            connection.transport.write(head)
+            connection.transport.write(order.body)
+
+    def _release(self, *, reusable: bool) -> None:
+        """Let go of instance and connection; break the connection if it cannot be used again."""
+        instance, connection = self._instance, self._connection
+        self._instance = self._connection = None
+        if instance is not None:
+            instance.end()
+        if connection is not None:
+            connection.exchange = None
+            if reusable and instance is not None:
+                instance.give_back(connection, self._worker.tick)
+            else:
+                connection.transport.abort()
+
+    def _unreachable(self, instance: Instance, error: Exception) -> None:
+        """No connection, so no harm done: any other instance will do."""
+        self._report(instance, f"cannot connect: {error or type(error).__name__}")
+        self._release(reusable=False)
+        self._avoid = (*self._avoid, instance)
+        other = self._order.group.choose(self._avoid)
+        if other is not None:
+            self._try(other)
+        else:
+            self._fail(503, "upstream_unreachable", "cannot be reached")
+
+    def _break_off(self, error: str) -> None:
+        """The engine failed after it had the order."""
+        instance = self._instance
+        assert instance is not None
+        self._report(instance, error)
+        if self._relay.begun or self._broke or not self._order.repeatable:
+            self._fail(502, "upstream_broke_off", "broke off before its answer was whole")
+            return
+        self._release(reusable=False)
+        self._broke = True
+        self._avoid = (*self._avoid, instance)
+        old = self._relay
+        self._relay = AnswerRelay(
+            old.request_id, http_1_0=old.http_1_0, head_only=old.head_only, close=not old.keep_alive
+        )
+        other = self._order.group.choose(self._avoid)
+        if other is not None:
+            self._try(other)
+        elif instance.retired:
+            self._fail(502, "upstream_broke_off", "broke off before its answer was whole")
+        else:
+            self._try(instance, fresh=True)
+
+    def _fail(self, status: int, code: str, what: str) -> None:
+        self._release(reusable=False)
+        headers = b"Retry-After: 1\r\n" if status == 503 else b""
+        refusal = Refusal(status, code, f"An instance of {self._order.name} {what}.", headers=headers)
+        if not self._relay.begun:
+            self._client.refuse(refusal)
+            return
+        event = self._relay.error_event(refusal.body())
+        if event is None:
+            self._client.abort()
+        else:
+            self._client.complete(event, False)
+
+    def _report(self, instance: Instance, error: str) -> None:
+        """Tell control, at most once a second and instance: a thousand requests may break at once."""
+        instance.penalty = PENALTY
+        if instance.chute_id is not None and instance.last_report != self._worker.tick:
+            instance.last_report = self._worker.tick
+            self._worker.report(wire.UpstreamLost(instance.chute_id, instance.upstream.instance_id, error))

@@ -1,0 +1,207 @@
+"""One answer's way through: an engine's bytes in, the client's bytes out. Pure; no socket, no clock.
+
+Bodies pass verbatim. What is followed is only where the body ends, because that decides whether an answer
+was whole, and both connections' next use depends on it.
+"""
+
+from __future__ import annotations
+
+from chutes.gateway import limits
+from chutes.gateway.chunked import BadChunk, ChunkScanner
+from chutes.gateway.http import BadAnswer, ResponseHead, parse_response_head
+
+# How a body ends.
+HEAD, NOTHING, LENGTH, CHUNKS, CLOSE = range(5)
+
+
+class AnswerRelay:
+    """The answer to one request.
+
+    Args:
+        request_id: goes out as `X-Request-Id`.
+        http_1_0: the client knows no chunks.
+        head_only: the request was HEAD, so whatever its head says, no body follows.
+        close: the client's connection ends after this answer.
+    """
+
+    __slots__ = (
+        "_framing",
+        "_held",
+        "_left",
+        "_scanner",
+        "_spilled",
+        "_tail",
+        "begun",
+        "done",
+        "event_stream",
+        "head_only",
+        "http_1_0",
+        "keep_alive",
+        "request_id",
+        "reusable",
+        "silent",
+    )
+
+    def __init__(self, request_id: bytes, *, http_1_0: bool, head_only: bool, close: bool) -> None:
+        self.request_id = request_id
+        self.http_1_0 = http_1_0
+        self.head_only = head_only
+        self.keep_alive = not close
+        """Whether the client's connection may be used again after this answer."""
+        self.reusable = True
+        """Whether the engine's may."""
+        self.silent = True
+        """Not one byte has come."""
+        self.begun = False
+        """The head has been passed on: from here no other instance can answer instead."""
+        self.done = False
+        """The whole answer has been passed on."""
+        self.event_stream = False
+        self._framing = HEAD
+        self._left = 0
+        self._held = b""
+        """Of a head, until whole. Of an SSE body, the open chunk: see `_chunks`."""
+        self._spilled = False
+        """An SSE chunk too long to hold went out in part."""
+        self._tail = b""
+        """The last body bytes that went out."""
+        self._scanner: ChunkScanner | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes for the client. Raises BadAnswer when the engine's are not HTTP."""
+        if self._framing == CHUNKS:
+            return self._chunks(data)
+        if self._framing == LENGTH:
+            return self._counted(data)
+        if self._framing == CLOSE:
+            self._tail = data
+            return data
+        if self._framing == HEAD:
+            return self._head(data)
+        self.reusable = False  # a body where there must be none
+        return b""
+
+    def ends_by_close(self) -> bool:
+        """Whether the end of the engine's connection is this body's proper end."""
+        return self._framing == CLOSE
+
+    def error_event(self, error: bytes) -> bytes | None:
+        """What ends a broken SSE answer so that its client understands: an event, then the end.
+
+        None where nothing can: the client must see its connection break, or it would take the part that
+        it has for the whole.
+        """
+        if not self.event_stream or self._spilled or self._framing not in (CHUNKS, CLOSE):
+            return None
+        raw = self._framing == CLOSE or self.http_1_0
+        whole = (b"", b"\n\n", b"\r\n\r\n") if raw else (b"", b"\n\n\r\n", b"\r\n\r\n\r\n")
+        at_boundary = not self._tail or self._tail.endswith(whole[1:])
+        event = (b"" if at_boundary else b"\n\n") + b"data: " + error + b"\n\n"
+        return event if raw else b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
+
+    def _head(self, data: bytes) -> bytes:
+        self.silent = False
+        if self._held:
+            data = self._held + data
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end > limits.HEAD_BYTES or (end < 0 and len(data) > limits.HEAD_BYTES):
+                raise BadAnswer("Its head is too long.")
+            if end < 0:
+                self._held = data
+                return b""
+            head = parse_response_head(data[:end])
+            data = data[end + 4 :]
+            if head.status == 101:
+                raise BadAnswer("It switched protocols unasked.")
+            if head.status >= 200:
+                break
+        self._held = b""
+        out = self._begin(head)
+        if self._framing == NOTHING:
+            self.reusable = self.reusable and not data
+            return out
+        return out + self.feed(data) if data else out
+
+    def _begin(self, head: ResponseHead) -> bytes:
+        """Decide how the body ends; the head as the client gets it."""
+        self.begun = True
+        self.reusable = head.keep_alive
+        self.event_stream = head.event_stream
+        if self.head_only or head.status in (204, 304) or head.length == 0:
+            self._framing = NOTHING
+            self.done = True
+        elif head.chunked:
+            self._framing = CHUNKS
+            self._scanner = ChunkScanner()
+        elif head.length is not None:
+            self._framing = LENGTH
+            self._left = head.length
+        else:
+            self._framing = CLOSE
+            self.reusable = self.keep_alive = False
+        lines = head.lines
+        lines.insert(0, b"HTTP/1.1" + head.status_line[8:] if head.http_1_0 else head.status_line)
+        if self._framing == CHUNKS:
+            if self.http_1_0:
+                self.keep_alive = False
+            else:
+                lines.append(b"Transfer-Encoding: chunked")
+        lines.append(b"X-Request-Id: " + self.request_id)
+        lines.append(b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n")
+        return b"\r\n".join(lines)
+
+    def _counted(self, data: bytes) -> bytes:
+        left = self._left - len(data)
+        if left > 0:
+            self._left = left
+            return data
+        self.done = True
+        if left < 0:  # more than it announced: nobody knows what the rest belongs to
+            self.reusable = False
+            return data[:left]
+        return data
+
+    def _chunks(self, data: bytes) -> bytes:
+        """Chunks, verbatim; of SSE only whole ones.
+
+        A client that has got half a `data:` line cannot be told of a failure any more: whatever comes next
+        would be read as the rest of that line. Engines write an event as one chunk, so holding back an
+        open chunk costs nothing until one breaks off.
+        """
+        scanner = self._scanner
+        assert scanner is not None
+        payload: list[bytes] | None = [] if self.http_1_0 else None
+        try:
+            taken = scanner.feed(data, payload)
+        except BadChunk as error:
+            raise BadAnswer(str(error)) from None
+        if scanner.ended:
+            self.done = True
+            if taken < len(data):
+                self.reusable = False
+                data = data[:taken]
+        if payload is not None:
+            data = b"".join(payload)
+        elif self.event_stream and not self.done and scanner.boundary < len(data):
+            return self._hold(data, scanner.boundary)
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        self._spilled = False
+        self._tail = data
+        return data
+
+    def _hold(self, data: bytes, boundary: int) -> bytes:
+        if boundary:
+            data, rest = self._held + data[:boundary], data[boundary:]
+            self._spilled = False
+        else:
+            data, rest = b"", self._held + data
+        if self._spilled or len(rest) > limits.HELD_CHUNK_BYTES:
+            data, rest = data + rest, b""
+            self._spilled = True
+        self._held = rest
+        if data:
+            self._tail = data
+        return data

@@ -1,0 +1,193 @@
+"""The process around the data plane: its channel to control, its port, its orderly end.
+
+A worker binds its port at once, so that a taken port is known at once, but listens only when it has a
+table: the kernel spreads connections over all workers that listen, and one that knows no keys yet would
+turn its share of the clients away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import cast
+
+import msgspec
+import uvloop
+
+from chutes import wire
+from chutes.exception import PortTaken
+from chutes.gateway import limits
+from chutes.gateway.client import Clients
+from chutes.gateway.service import Service
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Channel(asyncio.Protocol):
+    """The socket pair shared with control: one JSON document per line, each way."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._decoder = msgspec.json.Decoder(wire.ToWorker)
+        self._encoder = msgspec.json.Encoder()
+        self._lines: list[bytes] = []
+        """Pieces of a line that has not ended: a table of many chutes takes several reads."""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's derives from nothing of asyncio
+
+    def data_received(self, data: bytes) -> None:
+        *whole, rest = data.split(b"\n")
+        for line in whole:
+            self._lines.append(line)
+            text = b"".join(self._lines)
+            self._lines = []
+            if text:
+                self._worker.obey(self._decoder.decode(text))
+        if rest:
+            self._lines.append(rest)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._worker.drain(limits.DRAIN_SECONDS)  # control has gone; nobody will stop us otherwise
+
+    def send(self, message: wire.FromWorker) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(self._encoder.encode(message) + b"\n")
+
+
+class Worker:
+    """One gateway process.
+
+    Args:
+        listener: a bound socket that does not listen yet.
+        max_body: bytes of the largest request body.
+    """
+
+    def __init__(self, listener: socket.socket, max_body: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listener = listener
+        self._service = Service(max_body)
+        self._channel = Channel(self)
+        self._clients = Clients(self._service, self._channel.send)
+        self._clients.emptied = self._stop
+        self._server: asyncio.Server | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+        self._deadline: float | None = None
+        """Loop time at which draining gives up; None while serving."""
+
+    async def run(self, channel: socket.socket) -> None:
+        """Serve until control says otherwise or goes away."""
+        self._loop.add_signal_handler(signal.SIGTERM, self.drain, limits.DRAIN_SECONDS)
+        # Ctrl-C reaches the whole process group; control decides what it means, and tells us.
+        self._loop.add_signal_handler(signal.SIGINT, lambda: None)
+        await self._loop.create_connection(lambda: self._channel, sock=channel)
+        sweeping = self._loop.create_task(self._sweep())
+        await self._ended.wait()
+        sweeping.cancel()
+        self._clients.abort()
+        self._service.upstreams.close()
+        await asyncio.sleep(0)  # closed transports are released in the next turn of the loop
+
+    def obey(self, message: wire.ToWorker) -> None:
+        match message:
+            case wire.Publish(table):
+                self._service.swap(table)
+                if self._starting is None and self._deadline is None:
+                    self._starting = self._loop.create_task(self._listen())
+            case wire.Drain(seconds):
+                self.drain(seconds)
+
+    def drain(self, seconds: float) -> None:
+        """Stop listening, finish what is in flight, end. A second call may shorten the wait."""
+        deadline = self._loop.time() + seconds
+        if self._deadline is not None and self._deadline <= deadline:
+            return
+        first = self._deadline is None
+        self._deadline = deadline
+        self._loop.call_at(deadline, self._stop)
+        if first:
+            if self._server is not None:
+                self._server.close()
+            self._listener.close()
+            self._clients.drain()
+
+    async def _listen(self) -> None:
+        self._server = await self._loop.create_server(
+            self._clients.accept, sock=self._listener, backlog=limits.BACKLOG
+        )
+        # What exists now stays until the end: the collector need not look at it again and again, and
+        # pages shared with other processes stay shared.
+        gc.collect()
+        gc.freeze()
+        self._channel.send(wire.Listening(os.getpid(), self._listener.getsockname()[1]))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self._clients.sweep()
+
+    def _stop(self) -> None:
+        self._ended.set()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to the port, which other workers may bind as well.
+
+    Raises:
+        PortTaken: a program that does not share the port has it, or the address is not ours.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PortTaken(
+            f"Cannot listen on {host} port {port}: {reason}.",
+            "Free the port, or choose another with CHUTES_PORT or CHUTES_HOST.",
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+def run(channel_fd: int, host: str, port: int, max_body: int, listen_fd: int | None = None) -> None:
+    """Be a worker until told to stop. Raises PortTaken."""
+    _end_with_parent()
+    _raise_file_limit()
+    listener = bind(host, port) if listen_fd is None else socket.socket(fileno=listen_fd)
+    listener.setblocking(False)
+    channel = socket.socket(fileno=channel_fd)
+    channel.setblocking(False)
+
+    async def main() -> None:
+        await Worker(listener, max_body).run(channel)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM when control dies, should another process still hold the channel."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _raise_file_limit() -> None:
+    """Two descriptors a request need more than the 1,024 that a shell gives."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

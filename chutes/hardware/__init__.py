@@ -1,0 +1,1 @@
+"""What there is (devices, profiles) and what a model needs of it (the plan)."""

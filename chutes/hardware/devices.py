@@ -1,0 +1,103 @@
+"""The devices of this machine, as its own drivers report them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU. Memory in bytes as NVML counts it, which is up to 2 % more than CUDA hands out."""
+
+    index: int
+    name: str
+    memory_total: int
+    memory_free: int
+    capability: tuple[int, int]
+    uuid: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a planner may spend. Memory in bytes; `cpus` are those this process may run on."""
+
+    cpus: int
+    memory_total: int
+    memory_available: int
+    gpus: tuple[Gpu, ...] = ()
+    gpu_driver: str = ""
+    gpu_problem: str = ""
+    """Why no GPU can be used, when the reason is more than that there is none."""
+
+
+def detect() -> Machine:
+    """Look at this machine now. Takes a few milliseconds without a GPU, some tens with one."""
+    memory = psutil.virtual_memory()
+    limit = _cgroup_memory_limit()
+    total = min(memory.total, limit) if limit else memory.total
+    gpus, driver, problem = _nvidia()
+    return Machine(
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_total=total,
+        memory_available=min(memory.available, total),
+        gpus=gpus,
+        gpu_driver=driver,
+        gpu_problem=problem,
+    )
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA GPU can be used here, for templates that choose a default model."""
+    return bool(_nvidia()[0])
+
+
+def _cgroup_memory_limit() -> int | None:
+    """The container's memory limit in bytes: a pod with 8 GiB on a 1 TiB host has 8 GiB."""
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _nvidia() -> tuple[tuple[Gpu, ...], str, str]:
+    """(GPUs, driver version, why there are none). `CUDA_VISIBLE_DEVICES` hides what it hides from CUDA."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        return (), "", ""
+    except pynvml.NVMLError as error:
+        return (), "", f"the NVIDIA driver answers: {error}"
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        gpus: list[Gpu] = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            gpus.append(
+                Gpu(
+                    index=index,
+                    name=pynvml.nvmlDeviceGetName(handle),
+                    memory_total=int(memory.total),
+                    memory_free=int(memory.free),
+                    capability=pynvml.nvmlDeviceGetCudaComputeCapability(handle),
+                    uuid=pynvml.nvmlDeviceGetUUID(handle),
+                )
+            )
+    except pynvml.NVMLError as error:
+        return (), "", f"the NVIDIA driver answers: {error}"
+    finally:
+        pynvml.nvmlShutdown()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        wanted = [item.strip() for item in visible.split(",")]
+        gpus = [gpu for gpu in gpus if str(gpu.index) in wanted or gpu.uuid in wanted]
+        if not gpus:
+            return (), driver, f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU"
+    return tuple(gpus), driver, ""

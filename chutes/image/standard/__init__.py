@@ -1,0 +1,1 @@
+"""Images that template chutes run in, as references to ones that exist publicly."""

@@ -1,0 +1,165 @@
+"""Where a model's files come from: the hub, a directory here, or a Python package.
+
+`resolve` decides it once, when a chute is deployed, and pins what it found; `read_facts` and `fetch` then
+work on the pinned source, so that a restart months later serves the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlparse
+
+from pydantic import BaseModel, ConfigDict
+
+from chutes.exception import ModelError
+from chutes.model import hub, packaged
+from chutes.model.facts import ModelFacts, safetensors_header
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done, total) in bytes; total 0 means unknown"""
+
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+
+class ModelSource(BaseModel):
+    """Pinned origin of one model's files."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["hub", "directory", "package"]
+    name: str
+    """As the author wrote it."""
+    revision: str | None
+    """Commit for the hub, `package==version` for a package, None for a directory."""
+    location: str
+    """Repository id, absolute path, or `package==version:member`."""
+    note: str
+    """One line for a person."""
+
+
+def resolve(name: str, revision: str | None = None) -> ModelSource:
+    """Find out what `name` means.
+
+    A path (absolute, or beginning with `./`, `../`, `~` or `file://`) is a directory here. A name in the
+    packaged table, without a revision, is a package. Everything else is a hub id, whose revision (default:
+    the main branch) is resolved to a commit; where the hub cannot be asked a full commit is taken as it is.
+
+    Raises:
+        ModelError: no such directory or repository, no access, hub unreachable, or a name that is neither.
+    """
+    if name.startswith(("/", "./", "../", "~", "file://")) or name in (".", ".."):
+        return _directory(name, revision)
+    if revision is None and (model := packaged.MODELS.get(name)):
+        package, version = model.requirement.split("==")
+        return ModelSource(
+            kind="package",
+            name=name,
+            revision=model.requirement,
+            location=f"{model.requirement}:{model.member}",
+            note=f"PyPI package {package} {version} ({model.about})",
+        )
+    if not _HUB_NAME.match(name) or ".." in name or "--" in name:
+        hint = f" {Path(name).absolute()} is a directory." if Path(name).is_dir() else ""
+        raise ModelError(
+            f"{name!r} is not a model's name.{hint}",
+            f"Write `organisation/model` for the hub, or a path such as ./{name} for a directory.",
+        )
+    commit = hub.resolve(name, revision)
+    return ModelSource(
+        kind="hub",
+        name=name,
+        revision=commit,
+        location=name,
+        note=f"Hugging Face Hub, {name} at commit {commit[:12]}",
+    )
+
+
+def read_facts(source: ModelSource, models_dir: Path) -> ModelFacts:
+    """The facts of the model, without downloading weights.
+
+    Raises:
+        ModelError: config.json is missing or wrong, a weights file is damaged, or the hub cannot be asked.
+    """
+    if source.kind == "package":
+        return _packaged(source).facts
+    if source.kind == "hub":
+        return hub.read_facts(source.location, source.revision or "", models_dir)
+    directory = Path(source.location)
+    return directory_facts(directory)
+
+
+def directory_facts(directory: Path) -> ModelFacts:
+    """The facts of the model in a local directory: config.json and every safetensors header.
+
+    Raises:
+        ModelError: config.json is missing or wrong, or a weights file is damaged.
+    """
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{directory / 'config.json'} cannot be read: {error}.", _DIRECTORY_FIX) from None
+    facts = ModelFacts.from_config(config)
+    names = [path.name for path in directory.glob("*.safetensors")]
+    return facts.with_headers(safetensors_header(directory / name) for name in hub.weight_files(names))
+
+
+def fetch(
+    source: ModelSource,
+    models_dir: Path,
+    progress: Progress,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Bring the model's files here; blocking, for minutes or hours the first time.
+
+    Returns:
+        A directory that an engine can load, or a .gguf file that the engine's environment must convert.
+
+    Raises:
+        ModelError: with what to do about it.
+        packaged.Cancelled: `cancelled` said so; what came so far is kept for the next time.
+    """
+    if source.kind == "package":
+        return packaged.fetch(_packaged(source), models_dir, progress, cancelled)
+    if source.kind == "hub":
+        return hub.fetch(source.location, source.revision or "", models_dir, progress, cancelled)
+    directory = Path(source.location)
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"{directory} holds no config.json any more.", _DIRECTORY_FIX)
+    return directory
+
+
+_DIRECTORY_FIX = (
+    "The directory must hold a model as `save_pretrained` writes it: config.json, weights, tokenizer."
+)
+
+
+def _directory(name: str, revision: str | None) -> ModelSource:
+    text = unquote(urlparse(name).path) if name.startswith("file://") else name
+    path = Path(text).expanduser().absolute()
+    if revision is not None:
+        raise ModelError(
+            f"A directory has no revisions, and {revision!r} was asked of {path}.", "Take the revision out."
+        )
+    if not path.is_dir():
+        raise ModelError(
+            f"There is no directory {path}.", "Check the path that the chute file gives as model."
+        )
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} holds no config.json.", _DIRECTORY_FIX)
+    return ModelSource(
+        kind="directory", name=name, revision=None, location=str(path), note=f"local directory {path}"
+    )
+
+
+def _packaged(source: ModelSource) -> packaged.PackagedModel:
+    for model in packaged.MODELS.values():
+        if source.location == f"{model.requirement}:{model.member}":
+            return model
+    raise ModelError(
+        f"{source.location} is not among the packaged models of this version of chutes.",
+        "Deploy the chute again.",
+    )

@@ -1,0 +1,1 @@
+"""Small helpers that chute files import by their published names."""

@@ -1,0 +1,1 @@
+"""Chutes to deploy as they are, or to copy and change."""

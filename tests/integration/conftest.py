@@ -1,0 +1,214 @@
+"""Real processes for integration tests: synthetic engines, and gateway workers on a socket pair."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from chutes import wire
+
+ENGINE = Path(__file__).parent / "synthetic_engine.py"
+ADMIN, USER, CONFINED, OLD = "cpk_admin", "cpk_user", "cpk_confined", "cpk_old"
+KEYS = [
+    wire.Key("1", wire.key_digest(ADMIN), admin=True),
+    wire.Key("2", wire.key_digest(USER)),
+    wire.Key("3", wire.key_digest(CONFINED), chute_ids=["chute-other"]),
+    wire.Key("4", wire.key_digest(OLD), expires=1.0),
+]
+PATHS = {path: path for path in ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")}
+MODEL = "org/Model-X"
+
+
+class SyntheticEngine:
+    """A synthetic engine that runs; `port` and `api_key` are how to reach it."""
+
+    def __init__(self, *arguments: str, api_key: str = "sk-engine", port: int = 0) -> None:
+        self.api_key = api_key
+        command = [sys.executable, str(ENGINE), "--port", str(port), "--api-key", api_key, *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline().split()[-1])
+
+    def upstream(self, instance_id: str = "") -> wire.Upstream:
+        return wire.Upstream(instance_id or f"instance-{self.port}", "127.0.0.1", self.port, self.api_key)
+
+    def seen(self) -> dict[str, Any]:
+        return json.loads(exchange(self.port, "GET", "/seen")[2])
+
+    def reset(self) -> None:
+        exchange(self.port, "POST", "/reset")
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class GatewayWorker:
+    """A gateway worker as control sees it: a process and the other end of its channel."""
+
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, max_body: int = 1 << 20) -> None:
+        self.channel, theirs = socket.socketpair()
+        self.channel.settimeout(10)
+        self._lines = self.channel.makefile("rb")
+        fd = str(theirs.fileno())
+        command = [sys.executable, "-m", "chutes.gateway", "--channel", fd, "--host", host]
+        command += ["--port", str(port), "--max-body", str(max_body)]
+        self.process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True
+        )
+        theirs.close()
+        self.port = port
+
+    def publish(self, table: wire.Table) -> None:
+        self._send(wire.Publish(table))
+
+    def drain(self, seconds: float) -> None:
+        self._send(wire.Drain(seconds))
+
+    def listening(self) -> GatewayWorker:
+        event = self.event()
+        assert isinstance(event, wire.Listening)
+        assert event.pid == self.process.pid
+        self.port = event.port
+        return self
+
+    def event(self, timeout: float = 10) -> wire.FromWorker:
+        """The next message from the worker. Raises TimeoutError."""
+        self.channel.settimeout(timeout)
+        return msgspec.json.decode(self._lines.readline(), type=wire.FromWorker)
+
+    def hang_up(self) -> None:
+        """Close control's end of the channel."""
+        self._lines.close()
+        self.channel.close()
+
+    def memory(self) -> int:
+        """Resident bytes."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * 4096
+
+    def stop(self) -> str:
+        """Kill it; what it had written to stderr."""
+        self.process.kill()
+        text = self.process.communicate()[1]
+        self.hang_up()
+        return text
+
+    def _send(self, message: wire.ToWorker) -> None:
+        self.channel.sendall(msgspec.json.encode(message) + b"\n")
+
+
+def exchange(
+    port: int, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """One request on a connection of its own: status, headers (lower-case names), body."""
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body or None, headers or {})
+        response = connection.getresponse()
+        return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+    finally:
+        connection.close()
+
+
+def route(
+    *upstreams: wire.Upstream,
+    name: str = MODEL,
+    chute_id: str = "chute-x",
+    phase: str = "ready",
+    detail: str = "",
+    paths: dict[str, str] | None = None,
+) -> wire.Route:
+    return wire.Route(
+        chute_id=chute_id,
+        name=name,
+        paths=PATHS if paths is None else paths,
+        upstreams=list(upstreams),
+        phase=phase,
+        detail=detail,
+        created=1700000000,
+        engine="vllm",
+        max_model_len=4096,
+    )
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 5) -> Any:
+    """The first true value of `condition` within the time, or its last value."""
+    until = time.monotonic() + seconds
+    while not (value := condition()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture
+def start_engine() -> Iterator[Callable[..., SyntheticEngine]]:
+    """Starts synthetic engines; they end with the test."""
+    started: list[SyntheticEngine] = []
+
+    def start(*arguments: str, **settings: Any) -> SyntheticEngine:
+        started.append(SyntheticEngine(*arguments, **settings))
+        return started[-1]
+
+    yield start
+    for engine in started:
+        engine.stop()
+
+
+@pytest.fixture
+def start_worker() -> Iterator[Callable[..., GatewayWorker]]:
+    """Starts gateway workers; they end with the test, and must not have complained."""
+    started: list[GatewayWorker] = []
+
+    def start(table: wire.Table | None = None, **settings: Any) -> GatewayWorker:
+        worker = GatewayWorker(**settings)
+        started.append(worker)
+        if table is not None:
+            worker.publish(table)
+            worker.listening()
+        return worker
+
+    yield start
+    complaints = [worker.stop() for worker in started]
+    assert not any("Traceback" in text for text in complaints), complaints
+
+
+@pytest.fixture(scope="module")
+def shared_engine() -> Iterator[SyntheticEngine]:
+    """One engine for tests that do not harm it."""
+    engine = SyntheticEngine("--served-model-name", MODEL)
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_worker(shared_engine: SyntheticEngine) -> Iterator[GatewayWorker]:
+    """One worker in front of the shared engine, which also plays the control API."""
+    worker = GatewayWorker()
+    worker.publish(
+        wire.Table(
+            routes=[
+                route(shared_engine.upstream()),
+                route(name="org/Other", chute_id="chute-other", paths={"/v1/completions": "/v1/completions"}),
+                route(name="org/Loading", chute_id="chute-loading", phase="loading", detail="Loading: 40 %."),
+                route(name="org/Failed", chute_id="chute-failed", phase="failed", detail="Out of memory."),
+            ],
+            keys=KEYS,
+            control=wire.Upstream("control", "127.0.0.1", shared_engine.port, shared_engine.api_key),
+        )
+    )
+    worker.listening()
+    yield worker
+    assert "Traceback" not in worker.stop()

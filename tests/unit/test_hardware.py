@@ -1,0 +1,122 @@
+"""Profiles and the first plan, on machines that are only described."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chutes.chute.node_selector import NodeSelector
+from chutes.exception import DoesNotFit, InvalidSpec
+from chutes.hardware import devices, profiles
+from chutes.hardware.devices import Gpu, Machine
+from chutes.hardware.plan import GIB, plan
+from chutes.model.facts import ModelFacts
+
+SHELF = profiles.load()
+LAPTOP = Machine(cpus=8, memory_total=16 * GIB, memory_available=12 * GIB)
+
+
+def gpu(index: int, name: str = "NVIDIA H100 80GB HBM3", gib: float = 79.6, free: float = 79.0) -> Gpu:
+    return Gpu(index, name, int(gib * GIB), int(free * GIB), (9, 0), f"GPU-{index}")
+
+
+def box(*gpus: Gpu) -> Machine:
+    return Machine(cpus=64, memory_total=512 * GIB, memory_available=500 * GIB, gpus=gpus)
+
+
+def facts(billions: float) -> ModelFacts:
+    return ModelFacts(parameters=int(billions * 1e9), weights_bytes=int(billions * 2e9))
+
+
+@pytest.mark.parametrize(
+    ("billions", "tier", "count", "vram"),
+    [(7, "small", 1, 24), (13, "small", 1, 24), (30, "medium", 4, 80), (70, "medium", 4, 80), (100, "large", 8, 140)],
+)
+def test_the_tiers(billions: float, tier: str, count: int, vram: int) -> None:
+    found = SHELF.tier(int(billions * 1e9))
+    assert (found.name, found.gpu_count, found.min_vram_gb_per_gpu) == (tier, count, vram)
+
+
+def test_devices_are_known_by_the_name_their_driver_prints() -> None:
+    assert SHELF.gpu_id("NVIDIA H100 80GB HBM3") == "h100_sxm"
+    assert SHELF.gpu_id("NVIDIA H200") == "h200"
+    assert SHELF.gpu_id("NVIDIA H200 NVL") == "h200_nvl"
+    assert SHELF.gpu_id("NVIDIA L40S") == "l40s"
+    assert SHELF.gpu_id("Some Other Card") is None
+
+
+def test_a_laptop_runs_a_small_model_in_float32() -> None:
+    chosen = plan("vllm", NodeSelector(), facts(0.135), LAPTOP, SHELF)
+    assert chosen.accelerator == "cpu"
+    assert chosen.weights_bytes == int(0.135e9) * 4
+    assert chosen.kv_cache_bytes is not None
+    assert 1 * GIB < chosen.kv_cache_bytes <= 4 * GIB
+    assert chosen.tier == "small"
+    assert any("float32" in reason for reason in chosen.reasons)
+
+
+def test_a_laptop_refuses_a_large_model_and_says_by_how_much() -> None:
+    with pytest.raises(DoesNotFit, match=r"too little") as caught:
+        plan("vllm", NodeSelector(), facts(8), LAPTOP, SHELF)
+    assert "29.80 GiB" in str(caught.value)
+    assert caught.value.fix
+
+
+def test_gpus_are_taken_emptiest_first() -> None:
+    machine = box(gpu(0, free=10), gpu(1), gpu(2, free=50))
+    chosen = plan("vllm", NodeSelector(gpu_count=2), facts(8), machine, SHELF)
+    assert chosen.accelerator == "cuda"
+    assert chosen.gpus == [1, 2]
+    assert chosen.tensor_parallel_size == 2
+
+
+def test_too_few_gpus_names_each_refusal() -> None:
+    machine = box(gpu(0), gpu(1, "NVIDIA L4", 22.5, 22))
+    with pytest.raises(DoesNotFit) as caught:
+        plan("vllm", NodeSelector(gpu_count=2, min_vram_gb_per_gpu=80), facts(8), machine, SHELF)
+    assert "GPU 1 (NVIDIA L4): 24 GB, and min_vram_gb_per_gpu=80" in str(caught.value)
+
+
+def test_include_and_exclude() -> None:
+    machine = box(gpu(0), gpu(1, "NVIDIA L4", 22.5, 22))
+    assert plan("vllm", NodeSelector(include=["l4"]), None, machine, SHELF).gpus == [1]
+    assert plan("vllm", NodeSelector(exclude=["H100_SXM"]), None, machine, SHELF).gpus == [1]
+    with pytest.raises(InvalidSpec, match="'h10'.*Did you mean 'h100'"):
+        plan("vllm", NodeSelector(include=["h10"]), None, machine, SHELF)
+
+
+def test_weights_that_do_not_fit_the_gpus() -> None:
+    with pytest.raises(DoesNotFit, match="too little"):
+        plan("vllm", NodeSelector(gpu_count=1, min_vram_gb_per_gpu=80), facts(70), box(gpu(0)), SHELF)
+
+
+def test_a_label_of_24_gb_admits_every_card_sold_as_24_gb() -> None:
+    for name, mib in (("NVIDIA L4", 23034), ("NVIDIA A10", 23028), ("NVIDIA GeForce RTX 4090", 24564)):
+        card = Gpu(0, name, mib << 20, mib << 20, (8, 9), "GPU-0")
+        assert plan("vllm", NodeSelector(min_vram_gb_per_gpu=24), None, box(card), SHELF).gpus == [0]
+
+
+def test_unknown_size_is_said_not_guessed() -> None:
+    chosen = plan("vllm", NodeSelector(), None, LAPTOP, SHELF)
+    assert chosen.weights_bytes is None
+    assert "not known" in chosen.reasons[0]
+
+
+def test_this_machine_is_seen() -> None:
+    machine = devices.detect()
+    assert machine.cpus >= 1
+    assert 0 < machine.memory_available <= machine.memory_total
+    assert devices.has_gpu() == bool(machine.gpus)
+
+
+def test_a_broken_file_names_itself_and_the_field(tmp_path: Path) -> None:
+    broken = tmp_path / "hardware_profiles.yaml"
+    broken.write_text(profiles.SHIPPED.read_text().replace("memory_gib: 23.56", "memory_gib: lots"))
+    with pytest.raises(InvalidSpec, match=r"gpus\.3090\.memory_gib.*'lots'"):
+        profiles.load(broken)
+    broken.write_text("a: [")
+    with pytest.raises(InvalidSpec, match="not valid YAML"):
+        profiles.load(broken)
+    with pytest.raises(InvalidSpec, match="cannot be read"):
+        profiles.load(tmp_path / "absent.yaml")
