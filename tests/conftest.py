@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.story import Story
+
 
 @pytest.fixture(scope="session")
 def cache_dir() -> Path:
@@ -15,3 +17,19 @@ def cache_dir() -> Path:
     Environments take minutes and gigabytes to make, so tests that need a real one share it.
     """
     return Path(os.environ.get("CHUTES_CACHE") or Path(__file__).parents[1] / ".cache").absolute()
+
+
+_STORY = Story()
+
+
+@pytest.fixture(scope="session")
+def story() -> Story:
+    """Where a test tells what it found; printed after the run."""
+    return _STORY
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _STORY.rows:
+        terminalreporter.section("what was seen")
+        for row in _STORY.rows:
+            terminalreporter.write_line(" | ".join(row))

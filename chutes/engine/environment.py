@@ -114,7 +114,8 @@ def remove(root: Path, id: str) -> int:
         EngineEnvironmentError: another process is making it now.
     """
     path = root / id
-    if Path(id).name != id or id.startswith(".") or not path.is_dir():
+    # Anything but the plain name of a directory in `root` would delete something else; "" is `root` itself.
+    if not id or Path(id).name != id or id.startswith(".") or not path.is_dir():
         here = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         raise NotFound(
             f"No engine {id} is installed.",
@@ -203,9 +204,9 @@ class _Counter:
 
     def __call__(self, line: str) -> None:
         line = line.strip()
-        if line.startswith("Collecting "):
+        if line.startswith(("Collecting ", "Processing ")):  # the second is for a wheel on this machine
             self.done = min(self.done + 1, self.total)
-            name = re.split(r"[=<> ]", line.removeprefix("Collecting "), maxsplit=1)[0]
+            name = re.split(r"[=<>-]", line.split()[1].rsplit("/", 1)[-1], maxsplit=1)[0]
             self.progress(f"fetching {name}", self.done / self.total * self.DOWNLOADS)
         elif line.startswith("Downloading ") and " MB)" in line:
             what = line.removeprefix("Downloading ").rsplit("/", 1)[-1]
