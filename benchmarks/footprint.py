@@ -76,7 +76,9 @@ def mib(process: psutil.Process, kind: str = "uss") -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=11)
     parser.add_argument("--output", type=Path, default=RESULTS / "footprint.json")
     options = parser.parse_args()
@@ -85,13 +87,19 @@ def main() -> None:
     result = {
         "command": "python -m benchmarks.footprint",
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        "machine": {
+            "cpus": os.cpu_count(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+        },
         "seconds": {name: {"median": statistics.median(runs), "runs": runs} for name, runs in times.items()},
         "idle_platform": idle_platform(),
     }
     options.output.write_text(json.dumps(result, indent=2) + "\n")
     for name, runs in times.items():
-        print(f"{name:<24} median {statistics.median(runs):.3f} s  (min {min(runs):.3f}, max {max(runs):.3f})")
+        print(
+            f"{name:<24} median {statistics.median(runs):.3f} s  (min {min(runs):.3f}, max {max(runs):.3f})"
+        )
     for name, value in result["idle_platform"].items():
         print(f"idle platform: {name:<17} {value}")
     print(f"written to {options.output}")

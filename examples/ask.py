@@ -38,7 +38,12 @@ def main() -> None:
     model = os.environ.get("MODEL") or (ready or sys.exit("no chute is ready; see `chutes ps`"))[0]
     answer = call(
         "/chat/completions",
-        {"model": model, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 256},
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            "max_tokens": 256,
+        },
     )
     print(f"{model} is asked: {question}")
     print(answer["choices"][0]["message"]["content"])

@@ -13,7 +13,7 @@ import httpx2
 
 from chutes.cli import output
 from chutes.config import Config
-from chutes.control.serve import Running, find_running
+from chutes.control.running import Running, find_running
 from chutes.engine.process import tail
 from chutes.exception import AuthenticationRequired, ChutesError, NotFound, PlatformUnreachable
 

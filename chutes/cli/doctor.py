@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 import chutes
 from chutes import config as settings
 from chutes.cli import output
-from chutes.control.serve import find_running
+from chutes.control.running import find_running
 from chutes.engine.environment import is_installed
 from chutes.engine.release import releases
 from chutes.hardware import devices, profiles

@@ -6,7 +6,7 @@ import asyncio
 
 from chutes import config as settings
 from chutes.cli import output
-from chutes.control.serve import find_running
+from chutes.control.running import find_running
 from chutes.engine import environment
 from chutes.engine.release import EngineRelease, releases
 from chutes.exception import ChutesError, NotFound

@@ -13,8 +13,7 @@ import psutil
 
 from chutes import config as settings
 from chutes.cli import client, output
-from chutes.control.serve import find_running
-from chutes.control.serve import serve as run_platform
+from chutes.control.running import find_running
 from chutes.control.views import ChuteView
 from chutes.engine.process import mark_of, marked, sweep
 from chutes.exception import ChutesError, UsageError
@@ -24,6 +23,8 @@ DOWN_SECONDS = 40.0
 
 
 def serve(host: str | None, port: int | None, workers: int | None) -> None:
+    from chutes.control.serve import serve as run_platform  # the web server, which no other command needs
+
     config = settings.load()
     config = replace(
         config,

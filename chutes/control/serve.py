@@ -19,12 +19,12 @@ from pathlib import Path
 import psutil
 import uvicorn
 import uvloop
-from pydantic import BaseModel
 
 import chutes
 from chutes.config import Config
 from chutes.control import api
 from chutes.control.platform import Platform
+from chutes.control.running import Running, document, find_running, write_private
 from chutes.engine.process import mark_of, sweep
 from chutes.exception import AlreadyExists, ChutesError
 from chutes.wire import Upstream
@@ -33,29 +33,6 @@ log = logging.getLogger(__name__)
 
 LOG_KEPT_SECONDS = 7 * 24 * 3600  # instance logs of last week are history
 SHUTDOWN_SECONDS = 3
-
-
-class Running(BaseModel):
-    """What a running platform leaves in `run/platform.json` for its owner to find it by (mode 0600)."""
-
-    pid: int
-    started: float
-    """When the process began, to tell it from another that got the same pid later."""
-    url: str
-    control_url: str
-    token: str
-    version: str
-
-
-def find_running(config: Config) -> Running | None:
-    """The platform of this home, if its process is alive."""
-    try:
-        running = Running.model_validate_json(_document(config).read_text())
-        process = psutil.Process(running.pid)
-        alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        return running if alive and abs(process.create_time() - running.started) < 2 else None
-    except (OSError, ValueError, psutil.Error):
-        return None
 
 
 def serve(config: Config, announce: Callable[[str], None], to_terminal: bool = False) -> None:
@@ -110,13 +87,13 @@ async def _serve(config: Config, announce: Callable[[str], None]) -> None:
             token=token,
             version=chutes.__version__,
         )
-        _write_private(_document(config), running.model_dump_json(indent=2))
+        write_private(document(config), running.model_dump_json(indent=2))
         log.info("serving on %s, pid %s", url, os.getpid())
         announce(url)
         await stop.wait()
         log.info("going down")
     finally:
-        _document(config).unlink(missing_ok=True)
+        document(config).unlink(missing_ok=True)
         await platform.close()
         server.should_exit = True
         await serving
@@ -129,10 +106,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _document(config: Config) -> Path:
-    return config.run / "platform.json"
 
 
 def _shown(host: str) -> str:
@@ -156,15 +129,6 @@ def _locked(config: Config) -> Iterator[None]:
                 "`chutes down` stops it; CHUTES_HOME=/elsewhere keeps a second one apart.",
             ) from None
         yield
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    draft = path.with_suffix(".partial")
-    draft.unlink(missing_ok=True)
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123
-        file.write(text)
-    draft.replace(path)
 
 
 def _drop_old_logs(directory: Path) -> None:

@@ -131,6 +131,13 @@ def diagnose(log_tail: str, exit_code: int | None) -> Reason:
     return Reason(f"The engine ended by itself with status {exit_code}.", "See `chutes logs`.", False, lines)
 
 
+def last_words(log_tail: str) -> str:
+    """The last line of a log as one short remark: what a loading engine is doing."""
+    lines = [line.strip() for line in _strip_prefixes(log_tail).splitlines() if line.strip()]
+    # A progress bar draws over its line with carriage returns: the last stroke counts.
+    return lines[-1].rsplit("\r", 1)[-1][:120] if lines else "starting the engine"
+
+
 def _strip_prefixes(text: str) -> str:
     """Drop vLLM's `(EngineCore pid=12)` and `ERROR 11-22 02:30:00 [core.py:12]` before a line's own text."""
     text = re.sub(r"(?m)^\((?:\w+) pid=\d+\) ?", "", text)

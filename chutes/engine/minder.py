@@ -152,6 +152,7 @@ def main():
         return 127
     print(f"pid {engine.pid}", flush=True)
 
+    assert engine.stdout is not None
     output = engine.stdout.fileno()
     watched = [0, output, wake_read]
     while not stop and engine.poll() is None:

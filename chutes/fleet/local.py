@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from chutes.config import Config
 from chutes.engine import vllm
-from chutes.engine.diagnosis import Reason, diagnose
+from chutes.engine.diagnosis import Reason, diagnose, last_words
 from chutes.engine.environment import Environment, ensure
 from chutes.engine.lifecycle import Phase
 from chutes.engine.process import EngineProcess, ask, free_port, mark_of, sweep, tail
@@ -158,7 +159,13 @@ class LocalFleet:
     async def _fetch(self, launch: Launch, environment: Environment) -> Path:
         self._tell(launch, Phase.FETCHING, launch.source.note)
         progress = self._progress(launch, Phase.FETCHING)
-        path = await asyncio.to_thread(model.fetch, launch.source, self.config.models, progress)
+        stop = threading.Event()  # a thread cannot be cancelled, only asked
+        try:
+            path = await asyncio.to_thread(
+                model.fetch, launch.source, self.config.models, progress, stop.is_set
+            )
+        finally:
+            stop.set()
         if path.suffix == ".gguf":
             path = await vllm.convert_gguf(environment, path, path.parent / "converted", progress)
         return path
@@ -208,6 +215,7 @@ class LocalFleet:
                 done, _ = await asyncio.wait({ended}, timeout=POLL_SECONDS)
                 if done:
                     raise _ended(process, ended.result())
+                self._tell(launch, Phase.LOADING, last_words(tail(process.log, 4096)), pid=process.pid)
                 if time.monotonic() > deadline:
                     raise EngineFailed(
                         f"The engine did not answer within {LOAD_SECONDS:.0f} s.",

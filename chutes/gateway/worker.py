@@ -68,7 +68,7 @@ class Worker:
     """One gateway process.
 
     Args:
-        listener: a bound socket that does not listen yet.
+        listener: a bound socket; whether it listens already makes no difference.
         max_body: bytes of the largest request body.
     """
 
@@ -122,6 +122,8 @@ class Worker:
             self._clients.drain()
 
     async def _listen(self) -> None:
+        if self._deadline is not None:  # told to end in the same breath: the listener is closed
+            return
         self._server = await self._loop.create_server(
             self._clients.accept, sock=self._listener, backlog=limits.BACKLOG
         )

@@ -70,10 +70,10 @@ def _nvidia() -> tuple[tuple[Gpu, ...], str, str]:
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError_LibraryNotFound:
-        return (), "", ""
     except pynvml.NVMLError as error:
-        return (), "", f"the NVIDIA driver answers: {error}"
+        # No library is a machine without NVIDIA: nothing to complain about. Anything else is.
+        absent = error.args[:1] == (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,)
+        return (), "", "" if absent else f"the NVIDIA driver answers: {error}"
     try:
         driver = pynvml.nvmlSystemGetDriverVersion()
         gpus: list[Gpu] = []

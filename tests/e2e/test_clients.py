@@ -41,7 +41,9 @@ def test_the_openai_sdk(kit: PlatformKit, key: str) -> None:
     assert chunks[-1].usage is not None
     assert len(chunks) > 5, "a stream comes in pieces"
 
-    completion = client.completions.create(model=MODEL, prompt="The capital of France is", max_tokens=5, temperature=0)
+    completion = client.completions.create(
+        model=MODEL, prompt="The capital of France is", max_tokens=5, temperature=0
+    )
     assert "Paris" in completion.choices[0].text
     (listed,) = client.models.list().data
     assert listed.id == MODEL
@@ -84,7 +86,8 @@ def test_curl(kit: PlatformKit, key: str) -> None:
     for header in (f"Authorization: Bearer {key}", f"X-API-Key: {key}"):
         for path in ("/v1/chat/completions", "/chat/completions"):
             done = subprocess.run(
-                ["curl", "-sS", "--fail", kit.url + path, "-H", header, "-H", "Content-Type: application/json", "-d", body],
+                ["curl", "-sS", "--fail", kit.url + path, "-H", header, "-H", "Content-Type: application/json",
+                 "-d", body],
                 capture_output=True,
                 text=True,
                 timeout=60,
@@ -112,7 +115,7 @@ def engine_key(kit: PlatformKit, pid: int) -> str:
 def test_the_gateway_changes_no_byte_of_the_text(kit: PlatformKit, key: str) -> None:
     instance = kit.instance(MODEL)
     direct_key = engine_key(kit, instance["pid"])
-    for prompt in ("Once upon a time", "def fibonacci(n):", "Ünïcödé ☃ and \"quotes\""):
+    for prompt in ("Once upon a time", "def fibonacci(n):", 'Ünïcödé ☃ and "quotes"'):
         body = json.dumps({"model": MODEL, "prompt": prompt, "temperature": 0, "max_tokens": 48, "seed": 1})
         texts: list[bytes] = []
         for port, used_key in ((instance["port"], direct_key), (kit.port, key)):
@@ -124,7 +127,9 @@ def test_the_gateway_changes_no_byte_of_the_text(kit: PlatformKit, key: str) -> 
                 )
                 raw = connection.getresponse().read().decode()
                 connection.close()
-                events = [line[6:] for line in raw.splitlines() if line.startswith("data: {")] if stream else [raw]
+                events = (
+                    [line[6:] for line in raw.splitlines() if line.startswith("data: {")] if stream else [raw]
+                )
                 texts.append("".join(json.loads(event)["choices"][0]["text"] for event in events).encode())
         assert len(texts[0]) > 20
         assert len(set(texts)) == 1, f"direct and through the gateway differ: {texts}"
@@ -149,7 +154,9 @@ def test_a_client_that_leaves_ends_the_engines_work(kit: PlatformKit, key: str) 
         text = connection.getresponse().read().decode()
         connection.close()
         return sum(
-            float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("vllm:num_requests_running{")
+            float(line.rsplit(" ", 1)[1])
+            for line in text.splitlines()
+            if line.startswith("vllm:num_requests_running{")
         )
 
     connection = http.client.HTTPConnection("127.0.0.1", kit.port, timeout=60)
@@ -173,7 +180,9 @@ def test_many_clients_at_once(kit: PlatformKit, key: str) -> None:
 
     def ask() -> None:
         status, body = kit.ask(key, body={"model": MODEL, "messages": QUESTION, "temperature": 0})
-        answers.append(json.loads(body)["choices"][0]["message"]["content"].encode() if status == 200 else body)
+        answers.append(
+            json.loads(body)["choices"][0]["message"]["content"].encode() if status == 200 else body
+        )
 
     threads = [threading.Thread(target=ask) for _ in range(16)]
     for thread in threads:

@@ -57,7 +57,7 @@ async def test_what_the_server_would_refuse_is_refused_in_its_words(
     "args",
     [
         [*vllm.defaults("cpu", []), "--max_model_len", "2k"],
-        [*vllm.defaults("cuda", [], 2), "-dp", "2", "--compilation-config", '{"level": 0}'],
+        [*vllm.defaults("cuda", [], 2), "-dp", "2", "--compilation-config", '{"mode": 0}'],
     ],
 )
 async def test_our_own_defaults_are_accepted(engine: Environment, tmp_path: Path, args: list[str]):

@@ -25,8 +25,8 @@ def blocks() -> list[tuple[str, str]]:
 def test_every_block_runs(tmp_path: Path, cache_dir: Path) -> None:
     kit = PlatformKit(tmp_path, cache=cache_dir)
     script = ["set -euo pipefail", f"export PATH={Path(sys.executable).parent}:$PATH"]
-    for number, (language, text) in enumerate(blocks()):
-        text = text.replace("127.0.0.1:8000", f"127.0.0.1:{kit.port}")
+    for number, (language, written) in enumerate(blocks()):
+        text = written.replace("127.0.0.1:8000", f"127.0.0.1:{kit.port}")
         if language == "python":
             path = tmp_path / f"block_{number}.py"
             path.write_text(text)
@@ -37,7 +37,11 @@ def test_every_block_runs(tmp_path: Path, cache_dir: Path) -> None:
         done = subprocess.run(
             ["bash", "-c", "\n".join(script)],
             cwd=tmp_path,
-            env={**kit.environment, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+            env={
+                **kit.environment,
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            },
             capture_output=True,
             text=True,
             timeout=2300,

@@ -1,8 +1,8 @@
 """A whole platform for a test: a home of its own, the real `chutes` program, a synthetic engine.
 
-The engine is put where the real one would be: a directory in the cache that counts as an installed environment and
-whose `python` runs `synthetic_engine.py`, whatever vLLM command line it is given. So everything above it is
-the real thing: CLI, control, fleet, minder, gateway.
+The engine is put where the real one would be: a directory in the cache that counts as an installed
+environment and whose `python` runs `synthetic_engine.py`, whatever vLLM command line it is given. So
+everything above it is the real thing: CLI, control, fleet, minder, gateway.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class PlatformKit:
         """Write a model directory and a chute file; returns the reference to deploy."""
         model = self.directory / name
         model.mkdir(exist_ok=True)
-        (model / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
+        (model / "config.json").write_text(
+            json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama"})
+        )
         module = name.replace("-", "_")
         (self.directory / f"{module}.py").write_text(
             "from chutes.chute.template.vllm import build_vllm_chute\n"
@@ -101,7 +103,9 @@ class PlatformKit:
         )
         return f"{module}:chute"
 
-    def run(self, *args: str, code: int | None = 0, timeout: float = 60.0, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *args: str, code: int | None = 0, timeout: float = 60.0, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run `chutes ARGS`, with no terminal; asserts the exit code unless it is None."""
         done = subprocess.run(
             [sys.executable, "-m", "chutes", *args],
@@ -113,7 +117,9 @@ class PlatformKit:
             timeout=timeout,
         )
         if code is not None:
-            assert done.returncode == code, f"chutes {' '.join(args)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == code, (
+                f"chutes {' '.join(args)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+            )
         return done
 
     def json(self, *args: str) -> Any:

@@ -93,8 +93,8 @@ def test_the_platform_killed(tmp_path: Path, mark: str) -> None:
         from pathlib import Path
         from chutes.engine.process import EngineProcess
         async def main():
-            await EngineProcess.start(
-                [sys.executable, "-c", {TREE!r}], dict(os.environ), Path({str(tmp_path / "e.log")!r}), {mark!r})
+            command, log = [sys.executable, "-c", {TREE!r}], Path({str(tmp_path / "e.log")!r})
+            await EngineProcess.start(command, dict(os.environ), log, {mark!r})
             print("started", flush=True)
             await asyncio.sleep(600)
         asyncio.run(main())

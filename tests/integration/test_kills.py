@@ -89,7 +89,9 @@ def test_the_engines_parent(kit: PlatformKit, story: Story) -> None:
     took = recovery(kit, key, since)
     assert not any(process.is_running() for process in (engine, *children))
     assert len(kit.engine_tree()) == 2 + CHILDREN
-    story.tell("synthetic", "the engine's parent (minder)", saw, f"engine restarted, answers after {took:.1f} s")
+    story.tell(
+        "synthetic", "the engine's parent (minder)", saw, f"engine restarted, answers after {took:.1f} s"
+    )
 
 
 def test_the_engines_first_process(kit: PlatformKit, story: Story) -> None:
@@ -102,7 +104,9 @@ def test_the_engines_first_process(kit: PlatformKit, story: Story) -> None:
     took = recovery(kit, key, since)
     assert not any(process.is_running() for process in children)
     assert len(kit.engine_tree()) == 2 + CHILDREN
-    story.tell("synthetic", "the engine's first process", saw, f"engine restarted, answers after {took:.1f} s")
+    story.tell(
+        "synthetic", "the engine's first process", saw, f"engine restarted, answers after {took:.1f} s"
+    )
 
 
 def test_a_gateway_worker(kit: PlatformKit, story: Story) -> None:
@@ -147,4 +151,6 @@ def test_control_and_minder_at_once(kit: PlatformKit, story: Story) -> None:
     kit.run("deploy", f"{NAME.replace('-', '_')}:chute")
     assert not any(process.is_running() for process in children)
     assert len(kit.engine_tree()) == 2 + CHILDREN
-    story.tell("synthetic", "control and minder at once", "-", "the next platform swept the engine's children")
+    story.tell(
+        "synthetic", "control and minder at once", "-", "the next platform swept the engine's children"
+    )

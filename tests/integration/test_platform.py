@@ -1,9 +1,8 @@
-"""The whole straight line with a synthetic engine: deploy, ask, restart, delete, down; and every wrong input."""
+"""The whole straight line with a synthetic engine: deploy, ask, restart, delete, down; and wrong input."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -134,7 +133,11 @@ def test_the_control_api_through_the_gateway_wants_an_admin_key(kit: PlatformKit
     admin = kit.json("keys", "create", "--name", "boss", "--admin")["secret_key"]
     assert kit.ask(kit.key(), "/chutes/")[0] == 403
     assert kit.ask("", "/chutes/")[0] == 401
-    remote = {"CHUTES_HOME": str(kit.directory / "elsewhere"), "CHUTES_API_URL": kit.url, "CHUTES_API_KEY": admin}
+    remote = {
+        "CHUTES_HOME": str(kit.directory / "elsewhere"),
+        "CHUTES_API_URL": kit.url,
+        "CHUTES_API_KEY": admin,
+    }
     done = kit.run("ps", "--json", **remote)
     assert json.loads(done.stdout)[0]["name"] == NAME
     assert "wants an admin key" in kit.run("ps", code=1, **{**remote, "CHUTES_API_KEY": ""}).stderr
@@ -299,4 +302,4 @@ def test_run_dev_serves_in_the_foreground(kit: PlatformKit) -> None:
         process.send_signal(signal.SIGINT)
         process.stderr.read()
         assert process.wait(20) in (0, 130)
-    assert os.listdir(kit.home / "dev" / "logs" / "instances")
+    assert list((kit.home / "dev" / "logs" / "instances").iterdir())

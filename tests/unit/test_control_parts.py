@@ -81,7 +81,12 @@ def test_a_newer_or_foreign_database_is_left_alone(tmp_path: Path) -> None:
 def world_with(*reports: Report) -> World:
     chute = deployment()
     chute.spec.cords.append(
-        CordSpec(function="chat", path="/chat", passthrough_path="/v1/chat/completions", public_api_path="/v1/chat/completions")
+        CordSpec(
+            function="chat",
+            path="/chat",
+            passthrough_path="/v1/chat/completions",
+            public_api_path="/v1/chat/completions",
+        )
     )
     chute.spec.cords.append(
         CordSpec(function="models", path="/models", public_api_path="/v1/models", public_api_method="GET")
@@ -112,7 +117,9 @@ def test_progress_alone_does_not_change_the_table() -> None:
 
 
 def test_a_failure_is_told_to_clients() -> None:
-    route = table(world_with(Report("i1", Phase.FAILED, reason=Reason("No room.", fatal=True))), [], CONTROL).routes[0]
+    route = table(
+        world_with(Report("i1", Phase.FAILED, reason=Reason("No room.", fatal=True))), [], CONTROL
+    ).routes[0]
     assert "has failed: No room." in route.detail
     assert route.phase == "failed"
 
@@ -123,7 +130,9 @@ def test_settings_environment_beats_file_beats_default(tmp_path: Path) -> None:
     assert (config.port, config.workers, config.username) == (9001, 2, "ada_l")
     assert config.host == "127.0.0.1"
     assert config.cache == tmp_path / "cache"
-    assert settings.load({"CHUTES_HOME": str(tmp_path), "CHUTES_CACHE": "/elsewhere"}).cache == Path("/elsewhere")
+    assert settings.load({"CHUTES_HOME": str(tmp_path), "CHUTES_CACHE": "/elsewhere"}).cache == Path(
+        "/elsewhere"
+    )
 
 
 def test_settings_survive_being_handed_to_a_child(tmp_path: Path) -> None:
@@ -132,7 +141,8 @@ def test_settings_survive_being_handed_to_a_child(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("CHUTES_PORT", "80a"), ("CHUTES_PORT", "0"), ("CHUTES_WORKERS", "0"), ("CHUTES_USERNAME", "a b")]
+    ("name", "value"),
+    [("CHUTES_PORT", "80a"), ("CHUTES_PORT", "0"), ("CHUTES_WORKERS", "0"), ("CHUTES_USERNAME", "a b")],
 )
 def test_a_bad_setting_names_itself(tmp_path: Path, name: str, value: str) -> None:
     with pytest.raises(NotConfigured) as caught:

@@ -11,12 +11,16 @@ from chutes.engine.diagnosis import LINES_SHOWN, diagnose
     ("log", "says", "fatal"),
     [
         (
-            "(EngineCore pid=12) ERROR 11-22 02:30:00 [core.py:99] torch.OutOfMemoryError: CUDA out of memory. "
-            "Tried to allocate 2.00 GiB.",
+            "(EngineCore pid=12) ERROR 11-22 02:30:00 [core.py:99] torch.OutOfMemoryError: "
+            "CUDA out of memory. Tried to allocate 2.00 GiB.",
             "GPU ran out of memory",
             True,
         ),
-        ("ValueError: To serve at least one request with max seq len 8192, 4 GiB KV cache is needed", "KV cache", True),
+        (
+            "ValueError: To serve at least one request with max seq len 8192, 4 GiB KV cache is needed",
+            "KV cache",
+            True,
+        ),
         ("ValueError: User-specified max_model_len (99999) is greater than 8192", "context length", True),
         ("OSError: [Errno 98] Address already in use", "port was taken", False),
         ("OSError: [Errno 28] No space left on device", "disk is full", True),

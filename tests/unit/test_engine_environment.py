@@ -1,4 +1,4 @@
-"""Making an environment: real venv, real pip, a wheel written here, no index."""
+"""Making an environment: real pip, a wheel written here, no index; a real venv, made once and copied."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def bare_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick_venv(bare_venv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m venv PATH` copies one; everything after it is real."""
     program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nexec cp -a "{bare_venv}" "$3"\n')
+    program.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m venv" ] && cp -a "{bare_venv}" "$3"\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
 
@@ -116,23 +116,24 @@ async def test_too_little_disk_is_said_before_anything_is_made(tmp_path: Path, r
     assert not (root / release.id).exists()
 
 
-@pytest.mark.usefixtures("quick_venv")
 async def test_pip_fails(tmp_path: Path, release: EngineRelease):
     release.requirements.write_text(f"{NAME}==2.0\n")
-    with pytest.raises(EngineEnvironmentError, match="No matching distribution found for tinyengine==2.0") as caught:
+    with pytest.raises(
+        EngineEnvironmentError, match="No matching distribution found for tinyengine==2.0"
+    ) as caught:
         await environment.ensure(release, tmp_path / "engines", quiet)
     assert caught.value.fix
     assert not (tmp_path / "engines" / release.id).exists()
 
 
-@pytest.mark.usefixtures("quick_venv")
-async def test_a_pin_with_an_index_of_its_own_is_looked_for_there_last(tmp_path: Path, release: EngineRelease):
+async def test_a_pin_with_an_index_of_its_own_is_looked_for_there_last(
+    tmp_path: Path, release: EngineRelease
+):
     # Found without it: the index, where nothing listens, is never asked.
     release.requirements.write_text(f"{NAME}==1.0  # index: http://127.0.0.1:9/simple\n")
     assert await environment.ensure(release, tmp_path / "engines", quiet)
 
 
-@pytest.mark.usefixtures("quick_venv")
 async def test_a_set_that_does_not_import_is_not_taken(tmp_path: Path, release: EngineRelease):
     wheel(tmp_path / "index", body="raise RuntimeError('operator does not exist')\n")
     with pytest.raises(EngineEnvironmentError, match="RuntimeError: operator does not exist"):
@@ -141,7 +142,6 @@ async def test_a_set_that_does_not_import_is_not_taken(tmp_path: Path, release: 
     assert not (tmp_path / "engines" / release.id).exists()
 
 
-@pytest.mark.usefixtures("quick_venv")
 async def test_cancelling_ends_pip_and_leaves_nothing(tmp_path: Path, release: EngineRelease):
     wheel(tmp_path / "index", body="import time\ntime.sleep(60)\n")
     started = asyncio.Event()

@@ -22,7 +22,9 @@ def pairs(words: list[str]) -> str:
 def test_the_command_names_every_name_and_no_secret():
     line = vllm.command(Path("/env/bin/python"), Path("/models/m"), ["a", "b"], ["--dtype", "half"], 9001)
     assert line[:3] == ["/env/bin/python", "-m", vllm.MODULE]
-    assert "--model /models/m --served-model-name a b --host 127.0.0.1 --port 9001 --dtype half" in pairs(line)
+    assert "--model /models/m --served-model-name a b --host 127.0.0.1 --port 9001 --dtype half" in pairs(
+        line
+    )
     assert "--api-key" not in line
     assert vllm.variables("cpu", "secret")["VLLM_API_KEY"] == "secret"
 
@@ -67,7 +69,9 @@ def test_what_the_author_gave_in_any_form_is_not_appended(args: list[str], absen
     assert absent not in vllm.defaults("cpu", args)
 
 
-@pytest.mark.parametrize("args", [["-tp", "4"], ["-tp=4"], ["--tensor-parallel-size=4"], ["--tensor_parallel", "4"]])
+@pytest.mark.parametrize(
+    "args", [["-tp", "4"], ["-tp=4"], ["--tensor-parallel-size=4"], ["--tensor_parallel", "4"]]
+)
 def test_tensor_parallel_size_in_every_spelling(args: list[str]):
     assert "--tensor-parallel-size" not in vllm.defaults("cuda", args, 2)
 
@@ -97,7 +101,13 @@ def runs(tmp_path: Path) -> int:
 
 async def test_reserved_flags_are_refused_before_anything_runs(tmp_path: Path):
     environment = fake(tmp_path, "exit 1")
-    for args in (["--api-key", "x"], ["--api_key=x"], ["--served-model-name", "x"], ["--serv", "x"], ["--port=1"]):
+    for args in (
+        ["--api-key", "x"],
+        ["--api_key=x"],
+        ["--served-model-name", "x"],
+        ["--serv", "x"],
+        ["--port=1"],
+    ):
         with pytest.raises(InvalidSpec, match="may not hold"):
             await vllm.check_arguments(environment, args, tmp_path / "cache")
     assert runs(tmp_path) == 0
@@ -136,7 +146,9 @@ async def test_conversion_is_atomic_and_done_once(tmp_path: Path):
 
 
 async def test_a_failed_conversion_says_why_and_leaves_nothing(tmp_path: Path):
-    environment = fake(tmp_path, 'mkdir -p "$3"; touch "$3/half"; echo "ValueError: no such architecture" >&2; exit 1')
+    environment = fake(
+        tmp_path, 'mkdir -p "$3"; touch "$3/half"; echo "ValueError: no such architecture" >&2; exit 1'
+    )
     with pytest.raises(ModelError, match="ValueError: no such architecture"):
         await vllm.convert_gguf(environment, tmp_path / "a.gguf", tmp_path / "converted", lambda *_: None)
     assert not (tmp_path / "converted").exists()

@@ -31,7 +31,13 @@ def facts(billions: float) -> ModelFacts:
 
 @pytest.mark.parametrize(
     ("billions", "tier", "count", "vram"),
-    [(7, "small", 1, 24), (13, "small", 1, 24), (30, "medium", 4, 80), (70, "medium", 4, 80), (100, "large", 8, 140)],
+    [
+        (7, "small", 1, 24),
+        (13, "small", 1, 24),
+        (30, "medium", 4, 80),
+        (70, "medium", 4, 80),
+        (100, "large", 8, 140),
+    ],
 )
 def test_the_tiers(billions: float, tier: str, count: int, vram: int) -> None:
     found = SHELF.tier(int(billions * 1e9))
@@ -82,7 +88,7 @@ def test_include_and_exclude() -> None:
     machine = box(gpu(0), gpu(1, "NVIDIA L4", 22.5, 22))
     assert plan("vllm", NodeSelector(include=["l4"]), None, machine, SHELF).gpus == [1]
     assert plan("vllm", NodeSelector(exclude=["H100_SXM"]), None, machine, SHELF).gpus == [1]
-    with pytest.raises(InvalidSpec, match="'h10'.*Did you mean 'h100'"):
+    with pytest.raises(InvalidSpec, match=r"'h10'.*Did you mean 'h100'"):
         plan("vllm", NodeSelector(include=["h10"]), None, machine, SHELF)
 
 

@@ -52,7 +52,12 @@ def test_a_config_with_the_language_model_one_level_down():
         {
             "architectures": ["SomethingForConditionalGeneration"],
             "model_type": "something",
-            "text_config": {"num_hidden_layers": 3, "hidden_size": 8, "num_attention_heads": 2, "head_dim": 16},
+            "text_config": {
+                "num_hidden_layers": 3,
+                "hidden_size": 8,
+                "num_attention_heads": 2,
+                "head_dim": 16,
+            },
             "vision_config": {"num_hidden_layers": 99},
         }
     )

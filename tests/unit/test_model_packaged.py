@@ -24,8 +24,13 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     with zipfile.ZipFile(folder / "tiny_weights-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tiny_weights/tiny.gguf", WEIGHTS)
-        wheel.writestr("tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
-        wheel.writestr("tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "tiny_weights-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         wheel.writestr("tiny_weights-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -70,7 +75,11 @@ def test_a_directory_is_known_by_its_form(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("./missing", "no directory"), ("./empty", "no config.json"), ("no spaces/in names", "not a model's name")],
+    [
+        ("./missing", "no directory"),
+        ("./empty", "no config.json"),
+        ("no spaces/in names", "not a model's name"),
+    ],
 )
 def test_what_is_no_model_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str):
     (tmp_path / "empty").mkdir()

@@ -33,7 +33,9 @@ from chutes.model.source import ModelSource
 
 def deployment(name: str = "m", version: str = "v1") -> Deployment:
     return Deployment(
-        spec=ChuteSpec(uid=f"id-{name}", username="me", name=name, engine=EngineSpec(name="vllm", model=name)),
+        spec=ChuteSpec(
+            uid=f"id-{name}", username="me", name=name, engine=EngineSpec(name="vllm", model=name)
+        ),
         source=ModelSource(kind="directory", name=name, revision=None, location=f"/{name}", note=name),
         plan=Plan(accelerator="cpu", engine="vllm", engine_version="0"),
         version=version,
