@@ -81,10 +81,9 @@ ToWorker = Publish | Drain
 
 
 class Listening(msgspec.Struct, frozen=True, tag="listening"):
-    """Worker → control: the port is bound and the first table is in place."""
+    """Worker → control: the first table is in place and connections are accepted."""
 
     pid: int
-    port: int
 
 
 class UpstreamLost(msgspec.Struct, frozen=True, tag="upstream_lost"):

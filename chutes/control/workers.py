@@ -36,8 +36,11 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(FromWorker)
 
 
-def listen(host: str, port: int, slots: int) -> list[socket.socket]:
+def listen(host: str, port: int, slots: int, shared: bool = False) -> list[socket.socket]:
     """One listening socket a slot, all on the same port (`port` 0: one that is free).
+
+    Args:
+        shared: others of this user may listen there already.
 
     Raises:
         PortTaken: another program listens there, or the address is not of this machine.
@@ -48,6 +51,8 @@ def listen(host: str, port: int, slots: int) -> list[socket.socket]:
         # SO_REUSEPORT would let us share the port with another platform of the same user, silently: a
         # first bind without it finds out.
         with socket.socket(family) as probe:
+            if shared:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
             port = probe.getsockname()[1]

@@ -1,8 +1,7 @@
-"""The process around the data plane: its channel to control, its port, its orderly end.
+"""The process around the data plane: its channel to control, its listening socket, its orderly end.
 
-A worker binds its port at once, so that a taken port is known at once, but listens only when it has a
-table: the kernel spreads connections over all workers that listen, and one that knows no keys yet would
-turn its share of the clients away.
+A worker inherits its socket and accepts from it only once it has a table: before that it knows no keys
+and would turn clients away. Until then they wait in the socket's queue.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import msgspec
 import uvloop
 
 from chutes import wire
-from chutes.exception import PortTaken
 from chutes.gateway import limits
 from chutes.gateway.client import Clients
 from chutes.gateway.service import Service
@@ -131,7 +129,7 @@ class Worker:
         # pages shared with other processes stay shared.
         gc.collect()
         gc.freeze()
-        self._channel.send(wire.Listening(os.getpid(), self._listener.getsockname()[1]))
+        self._channel.send(wire.Listening(os.getpid()))
 
     async def _sweep(self) -> None:
         while True:
@@ -142,35 +140,17 @@ class Worker:
         self._ended.set()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the port, which other workers may bind as well.
+def run(channel_fd: int, listen_fd: int, max_body: int) -> None:
+    """Be a worker until told to stop.
 
-    Raises:
-        PortTaken: a program that does not share the port has it, or the address is not ours.
+    Args:
+        channel_fd: one end of a socket pair whose other end control holds.
+        listen_fd: a socket that listens already. Control keeps it open too, so that what waits in its
+            queue when this worker dies is served by the next one.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise PortTaken(
-            f"Cannot listen on {host} port {port}: {reason}.",
-            "Free the port, or choose another with CHUTES_PORT or CHUTES_HOST.",
-        ) from None
-    listener.setblocking(False)
-    return listener
-
-
-def run(channel_fd: int, host: str, port: int, max_body: int, listen_fd: int | None = None) -> None:
-    """Be a worker until told to stop. Raises PortTaken."""
     _end_with_parent()
     _raise_file_limit()
-    listener = bind(host, port) if listen_fd is None else socket.socket(fileno=listen_fd)
+    listener = socket.socket(fileno=listen_fd)
     listener.setblocking(False)
     channel = socket.socket(fileno=channel_fd)
     channel.setblocking(False)

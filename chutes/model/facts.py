@@ -81,12 +81,14 @@ class ModelFacts(BaseModel):
 
         hidden = number("hidden_size", "n_embd", "d_model")
         heads = number("num_attention_heads", "n_head")
+        # Hybrids may name each layer's kind instead of counting them: a list, or one letter a layer.
+        kinds = text.get("layers_block_type") or text.get("hybrid_override_pattern") or ""
         architectures = config.get("architectures") or nested.get("architectures") or [""]
         return cls(
             architecture=str(architectures[0]),
             model_type=str(config.get("model_type") or ""),
             dtype=str(text.get("dtype") or text.get("torch_dtype") or "").removeprefix("torch."),
-            layers=number("num_hidden_layers", "n_layer"),
+            layers=number("num_hidden_layers", "n_layer") or len(kinds) or None,
             hidden_size=hidden,
             attention_heads=heads,
             # Absent means one key-value head for every attention head.

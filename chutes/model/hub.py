@@ -152,7 +152,7 @@ def weight_files(names: Iterable[str]) -> list[str]:
 
 
 def choose(repo: str, files: list[RepoFile]) -> list[RepoFile]:
-    """The files to fetch: one set of weights (safetensors, else .bin, else .gguf) and all that is not weights.
+    """The files to fetch: one set of weights (safetensors, else .bin, else .gguf) and what is not weights.
 
     Raises:
         ModelError: there are no weights, or only several GGUF files of which one would have to be chosen.

@@ -30,6 +30,7 @@ async def engine(cache_dir: Path) -> Environment:
 
 
 async def test_an_unknown_argument_is_refused_with_the_right_one(engine: Environment, tmp_path: Path):
+    started = 0.0
     for _ in range(2):
         started = time.monotonic()
         with pytest.raises(InvalidSpec, match="unrecognized arguments: --max-model-length") as caught:

