@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from chutes.mortal import mortal
+
 KEPT_LINES = 400  # enough for any traceback; the rest of a chatty command's output is not worth memory
 
 GRACE_SECONDS = 5.0  # pip unwinds its temporary files in well under a second when asked to end
@@ -44,11 +46,10 @@ async def run(
         The last KEPT_LINES lines.
 
     Raises:
-        CommandFailed: exit code other than 0, or the time is up.
-        OSError: the program cannot be started.
+        CommandFailed: exit code other than 0, the time is up, or the program cannot be started.
     """
     process = await asyncio.create_subprocess_exec(
-        *map(str, args),
+        *mortal(args),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

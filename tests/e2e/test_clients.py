@@ -86,8 +86,8 @@ def test_curl(kit: PlatformKit, key: str) -> None:
     for header in (f"Authorization: Bearer {key}", f"X-API-Key: {key}"):
         for path in ("/v1/chat/completions", "/chat/completions"):
             done = subprocess.run(
-                ["curl", "-sS", "--fail", kit.url + path, "-H", header, "-H", "Content-Type: application/json",
-                 "-d", body],
+                ["curl", "-sS", "--fail", kit.url + path, "-H", header,
+                 "-H", "Content-Type: application/json", "-d", body],
                 capture_output=True,
                 text=True,
                 timeout=60,

@@ -65,7 +65,8 @@ def answers(kit: PlatformKit, key: str) -> bool:
     status, body = kit.ask(
         key, "/v1/completions", {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 4}
     )
-    assert status in (200, 503), body
+    # 500: for the seconds between its core's death and its own end, vLLM's server answers so.
+    assert status in (200, 500, 502, 503), body
     return status == 200
 
 

@@ -26,6 +26,17 @@ from chutes.engine.diagnosis import LINES_SHOWN, diagnose
         ("OSError: [Errno 28] No space left on device", "disk is full", True),
         ("api_server.py: error: unrecognized arguments: --max-modl-len", "--max-modl-len", True),
         ("OSError: /x does not appear to have a file named config.json.", "A file is missing", True),
+        ("RuntimeError: Cannot find any model weights with `/x`", "holds no weights", True),
+        (
+            "ValueError: Available memory on node 0 (1 GiB) on kv cache allocation is less than requested memory (2 GiB).",
+            "too small for the KV cache",
+            True,
+        ),
+        (
+            "KeyError: 'why'\nRuntimeError: Engine core initialization failed. See root cause above.",
+            "'why'",
+            False,
+        ),
         ("ModuleNotFoundError: No module named 'torchvision'", "lacks a package", True),
         ("Traceback\nRuntimeError: something else", "something else", False),
     ],

@@ -54,7 +54,9 @@ def bare_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick_venv(bare_venv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m venv PATH` copies one; everything after it is real."""
     program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m venv" ] && cp -a "{bare_venv}" "$3"\n')
+    program.write_text(
+        f'#!/bin/sh\n[ "$1 $2" = "-m venv" ] && exec cp -a "{bare_venv}" "$3"\nexec {sys.executable} "$@"\n'
+    )
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
 

@@ -19,7 +19,8 @@ FLOORS = [
     {"model", "chute"},
     {"image"},
     {"util"},
-    {"exception", "config", "wire"},
+    {"config", "wire", "mortal"},
+    {"exception"},
 ]
 FORBIDDEN = {"torch", "vllm", "sglang", "diffusers", "transformers"}
 HOT = {"fastapi", "pydantic", "httpx2", "httpx", "typer", "rich"}
