@@ -49,7 +49,13 @@ def deploy(ref: str, *, yes: bool, wait: bool, as_json: bool, dry_run: bool, str
     if not wait:
         _show(view, as_json) if as_json else output.note("Deploying; `chutes ps` shows how far it is.")
         return
-    ready = _wait(platform, view.chute)
+    try:
+        ready = _wait(platform, view.chute)
+    except KeyboardInterrupt:
+        output.note(
+            f"{spec.name} goes on starting; `chutes ps` shows how far it is, `chutes delete` stops it."
+        )
+        raise
     if as_json:
         output.document(
             {**view.model_dump(mode="json"), "chute": ready.model_dump(mode="json"), "url": platform.url}
@@ -123,6 +129,8 @@ def _describe(worked_out: Draft) -> None:
     lines += [("because", reason) for reason in chosen.reasons]
     lines += [("note", text) for text in worked_out.notes]
     lines.append(("version", worked_out.version))
+    if chosen.problem:
+        lines += [("!! no fit", chosen.problem), ("fix", chosen.fix)]
     previous = ""
     for label, text in lines:
         output.note(f"  {'' if label == previous else label:<11} {text}")

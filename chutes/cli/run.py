@@ -14,7 +14,7 @@ from chutes.cli import output
 from chutes.config import Config
 from chutes.control.deploying import draft
 from chutes.engine.lifecycle import Phase
-from chutes.exception import EngineFailed, UsageError
+from chutes.exception import DoesNotFit, EngineFailed, UsageError
 from chutes.fleet.base import Launch, Report
 from chutes.fleet.local import LocalFleet
 
@@ -63,6 +63,8 @@ class DevFleet:
     async def engine_for(self, chute: Chute, ref: str) -> None:
         """Start the chute's engine, and point the chute's passthrough cords at it."""
         worked_out = await asyncio.to_thread(draft, chute.to_spec(ref=ref), self._config)
+        if not worked_out.plan.fits:
+            raise DoesNotFit(worked_out.plan.problem, worked_out.plan.fix)
         launch = Launch(
             f"dev-{secrets.token_hex(4)}", worked_out.spec, worked_out.source, worked_out.plan, (chute.name,)
         )

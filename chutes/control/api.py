@@ -20,7 +20,7 @@ from chutes.control.deploying import check_arguments, draft
 from chutes.control.platform import Platform
 from chutes.control.views import ChuteView, DeployRequest, DeployView, InstanceView, KeyRequest, KeyView
 from chutes.engine.process import tail
-from chutes.exception import AuthenticationRequired, ChutesError, NotFound
+from chutes.exception import AuthenticationRequired, ChutesError, DoesNotFit, NotFound
 
 BACKFILL_BYTES = 1 << 20
 FOLLOW_SECONDS = 0.3
@@ -83,6 +83,8 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
         await check_arguments(worked_out, platform.config)
         if dry_run:
             return DeployView(draft=worked_out)
+        if not worked_out.plan.fits:
+            raise DoesNotFit(worked_out.plan.problem, worked_out.plan.fix)
         known = platform.world.deployments.get(request.spec.uid)
         unchanged = known is not None and known.version == worked_out.version
         deployment = await platform.deploy(worked_out)

@@ -42,7 +42,6 @@ def draft(spec: ChuteSpec, config: Config) -> Draft:
 
     Raises:
         ModelError: the model cannot be found.
-        DoesNotFit: this machine is too small for it.
         InvalidSpec: the chute cannot be served here.
     """
     if spec.engine is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from chutes.chute.node_selector import NodeSelector
-from chutes.exception import DoesNotFit
 from chutes.hardware.devices import Gpu, Machine
 from chutes.hardware.profiles import Profiles
 from chutes.model.facts import ModelFacts
@@ -42,15 +41,21 @@ class Plan(BaseModel):
     """Set for the CPU engine only; on a GPU the engine measures what is left."""
     tier: str = ""
     reasons: list[str] = []
+    problem: str = ""
+    """Why it cannot run on this machine, and by how much; empty when it can."""
+    fix: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return not self.problem
 
 
 def plan(
     engine: str, selector: NodeSelector, facts: ModelFacts | None, machine: Machine, profiles: Profiles
 ) -> Plan:
-    """Choose devices of `machine` for one instance.
+    """Choose devices of `machine` for one instance; `problem` is set when they will not do.
 
     Raises:
-        DoesNotFit: by how much, and what would do.
         InvalidSpec: the selector names GPU types that do not exist.
     """
     profiles.check_ids(selector.include or [], "include")
@@ -69,39 +74,55 @@ def plan(
     chosen = (
         _on_gpus(engine, selector, facts, machine, profiles, reasons)
         if machine.gpus
-        else _on_cpu(engine, facts, machine, profiles, reasons)
+        else _on_cpu(engine, selector, facts, machine, profiles, reasons)
     )
     return chosen.model_copy(update={"tier": tier, "reasons": reasons})
 
 
 def _on_cpu(
-    engine: str, facts: ModelFacts | None, machine: Machine, profiles: Profiles, reasons: list[str]
+    engine: str,
+    selector: NodeSelector,
+    facts: ModelFacts | None,
+    machine: Machine,
+    profiles: Profiles,
+    reasons: list[str],
 ) -> Plan:
     defaults = profiles.engines[engine]["cpu"]
     why = f" ({machine.gpu_problem})" if machine.gpu_problem else ""
     reasons.append(f"no GPU here{why}: {engine} runs on {machine.cpus} CPU cores in float32")
     weights = facts.parameters * BYTES_FLOAT32 if facts is not None and facts.parameters else None
+    chosen = Plan(accelerator="cpu", engine=engine, engine_version=defaults.version, weights_bytes=weights)
+    small = profiles.tiers[0]
+    asks_for_more = (selector.gpu_count, selector.min_vram_gb_per_gpu) > (
+        small.gpu_count,
+        small.min_vram_gb_per_gpu,
+    )
+    if weights is None and asks_for_more:
+        # Hundreds of gigabytes would be fetched only to find that out.
+        chosen.problem = (
+            f"The chute asks for {selector.gpu_count} × {selector.min_vram_gb_per_gpu} GB of GPU memory, "
+            "there is no GPU here, and the model's size could not be read to see whether main memory would do."
+        )
+        chosen.fix = "Deploy it on a machine with GPUs."
+        return chosen
     room = machine.memory_available - CPU_ENGINE_BYTES - (weights or 0)
     if room <= 0:
-        raise DoesNotFit(
+        chosen.problem = (
             f"The model needs {_gib((weights or 0) + CPU_ENGINE_BYTES)} of main memory in float32 "
             f"(weights {_gib(weights or 0)}, engine {_gib(CPU_ENGINE_BYTES)}) "
-            f"and {_gib(machine.memory_available)} are free: {_gib(-room)} too little.",
-            "Take a smaller model, free memory, or deploy on a machine with a GPU.",
+            f"and {_gib(machine.memory_available)} are free: {_gib(-room)} too little."
         )
-    kv_cache = int(min(room * defaults.kv_cache_share, defaults.kv_cache_max_gib * GIB))
+        chosen.fix = "Take a smaller model, free memory, or deploy on a machine with a GPU."
+        return chosen
+    kv_cache = chosen.kv_cache_bytes = int(
+        min(room * defaults.kv_cache_share, defaults.kv_cache_max_gib * GIB)
+    )
     if weights is not None:
         reasons.append(
             f"weights {_gib(weights)} + engine {_gib(CPU_ENGINE_BYTES)} of {_gib(machine.memory_available)} "
             f"free memory; {_gib(kv_cache)} for the KV cache"
         )
-    return Plan(
-        accelerator="cpu",
-        engine=engine,
-        engine_version=defaults.version,
-        weights_bytes=weights,
-        kv_cache_bytes=kv_cache,
-    )
+    return chosen
 
 
 def _on_gpus(
@@ -123,37 +144,42 @@ def _on_gpus(
     # The emptiest first, so that a second chute does not land on the first one's GPU.
     suitable.sort(key=lambda gpu: (-gpu.memory_free, gpu.index))
     count = selector.gpu_count
-    if len(suitable) < count:
-        raise DoesNotFit(
-            f"The chute asks for {count} GPU{'s' if count > 1 else ''} and {len(suitable)} here will do. "
-            + " ".join(f"{line}." for line in refused),
-            "Lower gpu_count or min_vram_gb_per_gpu in its NodeSelector, or deploy on another machine.",
-        )
-    chosen = suitable[:count]
     weights = facts.weights_bytes if facts is not None else None
+    version = profiles.engines[engine]["cuda"].version
+    result = Plan(
+        accelerator="cuda",
+        engine=engine,
+        engine_version=version,
+        tensor_parallel_size=count,
+        weights_bytes=weights,
+    )
+    if len(suitable) < count:
+        result.problem = (
+            f"The chute asks for {count} GPU{'s' if count > 1 else ''} and {len(suitable)} here will do. "
+            + " ".join(f"{line}." for line in refused)
+        )
+        result.fix = (
+            "Lower gpu_count or min_vram_gb_per_gpu in its NodeSelector, or deploy on another machine."
+        )
+        return result
+    chosen = suitable[:count]
+    result.gpus = sorted(gpu.index for gpu in chosen)
     # Total, not free: what is taken now may be the instance that this one replaces. If it is somebody
     # else's, the engine refuses to start and its reason names the memory.
     smallest = min(gpu.memory_total for gpu in chosen)
     if weights is not None and weights / count > smallest * GPU_SHARE:
         short = weights / count - smallest * GPU_SHARE
-        raise DoesNotFit(
+        result.problem = (
             f"Weights of {_gib(weights)} over {count} GPU{'s' if count > 1 else ''} are "
             f"{_gib(weights // count)} each; the smallest has {_gib(smallest)}, "
-            f"of which {GPU_SHARE:.0%} may be used: {_gib(int(short))} too little.",
-            "Raise gpu_count, or take a smaller or quantised model.",
+            f"of which {GPU_SHARE:.0%} may be used: {_gib(int(short))} too little."
         )
+        result.fix = "Raise gpu_count, or take a smaller or quantised model."
     reasons.append(
-        f"{count} × {chosen[0].name} (GPU {', '.join(str(gpu.index) for gpu in chosen)}), "
+        f"{count} × {chosen[0].name} (GPU {', '.join(str(index) for index in result.gpus)}), "
         f"tensor parallel size {count}"
     )
-    return Plan(
-        accelerator="cuda",
-        engine=engine,
-        engine_version=profiles.engines[engine]["cuda"].version,
-        gpus=sorted(gpu.index for gpu in chosen),
-        tensor_parallel_size=count,
-        weights_bytes=weights,
-    )
+    return result
 
 
 def _refuse(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:

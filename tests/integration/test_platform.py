@@ -303,3 +303,15 @@ def test_run_dev_serves_in_the_foreground(kit: PlatformKit) -> None:
         process.stderr.read()
         assert process.wait(20) in (0, 130)
     assert list((kit.home / "dev" / "logs" / "instances").iterdir())
+
+
+PUBLISHED = sorted((Path(__file__).parents[1] / "fixtures" / "published").glob("vllm_*.py"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_chutes_written_for_the_published_sdk_are_planned(kit: PlatformKit, path: Path) -> None:
+    plan = kit.json("deploy", "--dry-run", f"{path}:chute")["draft"]
+    assert plan["spec"]["engine"]["name"] == "vllm"
+    assert plan["plan"]["engine"] == "vllm"
+    assert plan["source"]["revision"] == plan["spec"]["revision"]
+    assert kit.running() is None

@@ -28,7 +28,7 @@ from chutes.engine.diagnosis import LINES_SHOWN, diagnose
         ("OSError: /x does not appear to have a file named config.json.", "A file is missing", True),
         ("RuntimeError: Cannot find any model weights with `/x`", "holds no weights", True),
         (
-            "ValueError: Available memory on node 0 (1 GiB) on kv cache allocation is less than requested memory (2 GiB).",
+            "ValueError: Available memory on node 0 on kv cache allocation is less than requested memory.",
             "too small for the KV cache",
             True,
         ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from chutes.chute.node_selector import NodeSelector
-from chutes.exception import DoesNotFit, InvalidSpec
+from chutes.exception import InvalidSpec
 from chutes.hardware import devices, profiles
 from chutes.hardware.devices import Gpu, Machine
 from chutes.hardware.plan import GIB, plan
@@ -63,10 +63,16 @@ def test_a_laptop_runs_a_small_model_in_float32() -> None:
 
 
 def test_a_laptop_refuses_a_large_model_and_says_by_how_much() -> None:
-    with pytest.raises(DoesNotFit, match=r"too little") as caught:
-        plan("vllm", NodeSelector(), facts(8), LAPTOP, SHELF)
-    assert "29.80 GiB" in str(caught.value)
-    assert caught.value.fix
+    chosen = plan("vllm", NodeSelector(), facts(8), LAPTOP, SHELF)
+    assert not chosen.fits
+    assert "weights 29.80 GiB" in chosen.problem
+    assert "19.80 GiB too little" in chosen.problem
+    assert chosen.fix
+
+
+def test_a_laptop_does_not_fetch_a_model_of_unknown_size_that_asks_for_a_gpu_box() -> None:
+    chosen = plan("vllm", NodeSelector(gpu_count=8, min_vram_gb_per_gpu=140), None, LAPTOP, SHELF)
+    assert "asks for 8 × 140 GB" in chosen.problem
 
 
 def test_gpus_are_taken_emptiest_first() -> None:
@@ -79,9 +85,8 @@ def test_gpus_are_taken_emptiest_first() -> None:
 
 def test_too_few_gpus_names_each_refusal() -> None:
     machine = box(gpu(0), gpu(1, "NVIDIA L4", 22.5, 22))
-    with pytest.raises(DoesNotFit) as caught:
-        plan("vllm", NodeSelector(gpu_count=2, min_vram_gb_per_gpu=80), facts(8), machine, SHELF)
-    assert "GPU 1 (NVIDIA L4): 24 GB, and min_vram_gb_per_gpu=80" in str(caught.value)
+    chosen = plan("vllm", NodeSelector(gpu_count=2, min_vram_gb_per_gpu=80), facts(8), machine, SHELF)
+    assert "GPU 1 (NVIDIA L4): 24 GB, and min_vram_gb_per_gpu=80" in chosen.problem
 
 
 def test_include_and_exclude() -> None:
@@ -93,8 +98,9 @@ def test_include_and_exclude() -> None:
 
 
 def test_weights_that_do_not_fit_the_gpus() -> None:
-    with pytest.raises(DoesNotFit, match="too little"):
-        plan("vllm", NodeSelector(gpu_count=1, min_vram_gb_per_gpu=80), facts(70), box(gpu(0)), SHELF)
+    selector = NodeSelector(gpu_count=1, min_vram_gb_per_gpu=80)
+    assert "too little" in plan("vllm", selector, facts(70), box(gpu(0)), SHELF).problem
+    assert plan("vllm", selector, facts(30), box(gpu(0)), SHELF).fits
 
 
 def test_a_label_of_24_gb_admits_every_card_sold_as_24_gb() -> None:
