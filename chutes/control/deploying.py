@@ -65,7 +65,7 @@ def draft(spec: ChuteSpec, config: Config) -> Draft:
         facts=facts,
         plan=chosen,
         version=version_of(spec, source, chosen),
-        notes=_notes(spec),
+        notes=_notes(spec, chosen),
     )
 
 
@@ -98,12 +98,15 @@ def version_of(spec: ChuteSpec, source: ModelSource, chosen: plan.Plan) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(made_of, sort_keys=True)))
 
 
-def _notes(spec: ChuteSpec) -> list[str]:
+def _notes(spec: ChuteSpec, chosen: plan.Plan) -> list[str]:
     notes = [
         f"one instance is started now and kept: max_instances={spec.max_instances}, "
         f"scaling_threshold={spec.scaling_threshold} and "
         f"shutdown_after_seconds={spec.shutdown_after_seconds} are stored and not acted on yet"
     ]
+    args = spec.engine.args if spec.engine else []
+    if chosen.accelerator == "cpu" and any("bfloat16" in arg for arg in args):
+        notes.append("engine_args ask for bfloat16, in which this engine gives wrong text on a CPU")
     if spec.image:
         notes.append(f"image {spec.image!r} is not used: the engine runs in an environment of its own")
     if spec.jobs:

@@ -101,7 +101,7 @@ def _on_cpu(
         # Hundreds of gigabytes would be fetched only to find that out.
         chosen.problem = (
             f"The chute asks for {selector.gpu_count} × {selector.min_vram_gb_per_gpu} GB of GPU memory, "
-            "there is no GPU here, and the model's size could not be read to see whether main memory would do."
+            "there is no GPU here, and the model's size could not be read to see if main memory would do."
         )
         chosen.fix = "Deploy it on a machine with GPUs."
         return chosen
