@@ -95,6 +95,7 @@ def main() -> None:
         "seconds": {name: {"median": statistics.median(runs), "runs": runs} for name, runs in times.items()},
         "idle_platform": idle_platform(),
     }
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
     for name, runs in times.items():
         print(

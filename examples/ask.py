@@ -3,7 +3,7 @@
 python examples/ask.py "What is the capital of France?"
 
 CHUTES_URL (default http://127.0.0.1:8000/v1) says where, CHUTES_API_KEY who asks, MODEL which chute
-(default: the first that is ready).
+(default: the newest that is ready).
 """
 
 import json
@@ -34,8 +34,8 @@ def call(path: str, body: dict | None = None) -> dict:
 
 def main() -> None:
     question = " ".join(sys.argv[1:]) or "What is the capital of France?"
-    ready = [model["id"] for model in call("/models")["data"] if model["state"] == "ready"]
-    model = os.environ.get("MODEL") or (ready or sys.exit("no chute is ready; see `chutes ps`"))[0]
+    ready = sorted((m for m in call("/models")["data"] if m["state"] == "ready"), key=lambda m: m["created"])
+    model = os.environ.get("MODEL") or (ready or sys.exit("no chute is ready; see `chutes ps`"))[-1]["id"]
     answer = call(
         "/chat/completions",
         {

@@ -12,8 +12,9 @@ from chutes.chute import NodeSelector
 from chutes.chute.template import build_vllm_chute
 from chutes.hardware.devices import has_gpu
 
-# A model that answers within seconds on a laptop, or one that makes use of a GPU with 24 GB.
-default_model = "Qwen/Qwen3-8B" if has_gpu() else "HuggingFaceTB/SmolLM2-135M-Instruct"
+# A model that makes use of a GPU with 24 GB, or one that answers within seconds on a laptop.
+large = has_gpu(min_gb=24)
+default_model = "Qwen/Qwen3-8B" if large else "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 chute = build_vllm_chute(
     username="chutes",
@@ -28,7 +29,7 @@ chute = build_vllm_chute(
     # What one instance needs. `chutes deploy` prints how a model was fitted to your hardware.
     node_selector=NodeSelector(
         gpu_count=int(env.get("GPU_COUNT") or 1),
-        min_vram_gb_per_gpu=int(env.get("MIN_VRAM_GB") or 16),
+        min_vram_gb_per_gpu=int(env.get("MIN_VRAM_GB") or (24 if large else 2)),
     ),
     # How far it may grow under load, and when it stops for want of it (seconds without a request).
     max_instances=int(env.get("MAX_INSTANCES") or 1),

@@ -170,6 +170,11 @@ class Chute(FastAPI):
     def standard_template(self) -> str | None:
         return self._standard_template
 
+    @property
+    def engine_spec(self) -> EngineSpec | None:
+        """The model server that the platform runs behind this chute; None for an author's own cords."""
+        return self._declared_engine
+
     def serve_with(self, engine: EngineSpec) -> None:
         """Declare that the platform runs `engine` and relays to it. For template builders."""
         self.engine = self._declared_engine = engine
@@ -253,6 +258,10 @@ class Chute(FastAPI):
             scaling_threshold=self.scaling_threshold,
             allow_external_egress=self.allow_external_egress,
             engine=self._declared_engine,
+            hooks=[
+                getattr(hook, "__name__", repr(hook))
+                for _, hook in (*self._startup_hooks, *self._shutdown_hooks)
+            ],
             cords=[cord.to_spec() for cord in self._cords],
             jobs=[job.to_spec() for job in self._jobs],
             ref=ref,

@@ -1,6 +1,8 @@
 """Calling a cord from the author's machine: the platform runs it and the result comes back.
 
-JSON both ways. A cold chute answers 503 until an instance is ready, so that is retried.
+JSON both ways. A cold chute answers 503 until an instance is ready, so that is retried. A cord of a
+template chute is called at its public path, as any client would; an author's own at
+`/chutes/{uid}{path}`, which the platform does not serve yet: set CHUTES_DEV_URL to a `chutes run --dev`.
 """
 
 from __future__ import annotations
@@ -92,8 +94,10 @@ async def _answer(
 ) -> AsyncIterator[httpx2.Response]:
     import httpx2  # here, so that importing a chute file does not pay for a client it may never use
 
-    url, headers = _target(cord)
+    method, url, headers = _target(cord)
     body = _body(cord.bind_local(args, kwargs))
+    if cord._app.engine_spec is not None and isinstance(body, dict):
+        body = {"model": cord._app.name, "stream": cord.stream, **body}
     own = cord.session_kwargs
     limit = own.get("timeout") if isinstance(own.get("timeout"), (int, float)) else TIME_LIMIT_S
     if isinstance(own.get("headers"), dict):
@@ -101,7 +105,7 @@ async def _answer(
     deadline = time.monotonic() + cord.provision_timeout
     async with httpx2.AsyncClient(timeout=httpx2.Timeout(limit, connect=10.0)) as client:
         while True:
-            request = client.build_request("POST", url, json=body, headers=headers)
+            request = client.build_request(method, url, json=body, headers=headers)
             try:
                 response = await client.send(request, stream=True)
             except httpx2.TransportError as error:
@@ -128,7 +132,7 @@ async def _check(cord: Cord, response: httpx2.Response) -> None:
     if status == 503:
         raise StillProvisioning(
             f"{name}: no instance became ready within {cord.provision_timeout} seconds.",
-            "See `chutes status` for what it is doing, or raise the cord's provision_timeout.",
+            "See `chutes ps` for what it is doing, or raise the cord's provision_timeout.",
         )
     if status == 401:
         raise AuthenticationRequired(f"{name}: the platform refused the key.", "Set CHUTES_API_KEY.")
@@ -137,16 +141,19 @@ async def _check(cord: Cord, response: httpx2.Response) -> None:
     raise ChutesError(f"Error invoking {name} [status={status}]: {text}")
 
 
-def _target(cord: Cord) -> tuple[str, dict[str, str]]:
+def _target(cord: Cord) -> tuple[str, str, dict[str, str]]:
+    """(method, URL, headers) of a call."""
     dev = os.environ.get("CHUTES_DEV_URL")
     if dev:
-        return dev.rstrip("/") + cord.path, {}
+        return "POST", dev.rstrip("/") + cord.path, {}
     settings = config.load()
     base = settings.api_url or f"http://{settings.host}:{settings.port}"
     headers = {"X-Chutes-ChuteID": cord._app.uid, "X-Chutes-Function": cord.name}
     if settings.api_key:
         headers["Authorization"] = f"Bearer {settings.api_key}"
-    return f"{base}/chutes/{cord._app.uid}{cord.path}", headers
+    if cord._app.engine_spec is not None and cord.public_api_path:
+        return cord.public_api_method, base + cord.public_api_path, headers
+    return "POST", f"{base}/chutes/{cord._app.uid}{cord.path}", headers
 
 
 def _body(arguments: dict[str, Any]) -> Any:

@@ -75,6 +75,8 @@ class ChuteSpec(BaseModel):
     """None for a chute that is only its author's own cords and jobs."""
     cords: list[CordSpec] = Field(default_factory=list)
     jobs: list[JobSpec] = Field(default_factory=list)
+    hooks: list[str] = Field(default_factory=list)
+    """Names of startup and shutdown hooks."""
     ref: str = ""
     """The reference it was loaded from, e.g. `templates.vllm_chute:chute`."""
     code: str = ""

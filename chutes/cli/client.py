@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
 from chutes.cli import output
 from chutes.config import Config
-from chutes.control.running import Running, find_running
+from chutes.control.running import Running, find_running, make_home
 from chutes.engine.process import tail
 from chutes.exception import AuthenticationRequired, ChutesError, NotFound, PlatformUnreachable
 
@@ -21,6 +22,11 @@ from chutes.exception import AuthenticationRequired, ChutesError, NotFound, Plat
 START_SECONDS = 60.0
 # A deploy asks the hub for headers and may have the engine's parser loaded: tens of seconds on a slow CPU.
 REQUEST_SECONDS = 300.0
+
+
+def named(kind: str, name: str, *rest: str) -> str:
+    """The path of one thing by its name: whatever the name holds, it stays one segment."""
+    return "/".join(["", kind, quote(name, safe=""), *rest])
 
 
 class Platform:
@@ -56,13 +62,16 @@ class Platform:
 
     def lines(self, path: str, **query: Any) -> Iterator[str]:
         """A streamed answer, as it comes."""
-        with self._http.stream(
-            "GET", path, params=query, timeout=httpx2.Timeout(None, connect=5.0)
-        ) as response:
-            if response.status_code >= 400:
-                response.read()
-                raise _error(response)
-            yield from response.iter_text()
+        try:
+            with self._http.stream(
+                "GET", path, params=query, timeout=httpx2.Timeout(None, connect=5.0)
+            ) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise _error(response)
+                yield from response.iter_text()
+        except httpx2.HTTPError:
+            raise PlatformUnreachable("The platform has gone down.", "`chutes deploy` starts one.") from None
 
 
 def _error(response: httpx2.Response) -> ChutesError:
@@ -106,7 +115,7 @@ def start(config: Config) -> Running:
         ChutesError: it ended before it answered; the message is its own.
     """
     output.note(f"Starting the platform in the background (home {config.home}; `chutes down` stops it).")
-    config.logs.mkdir(parents=True, exist_ok=True)
+    make_home(config)
     log = config.logs / "serve.out"
     with log.open("wb") as file:
         process = subprocess.Popen(

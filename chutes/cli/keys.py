@@ -42,7 +42,7 @@ def _may(key: dict) -> str:
 
 
 def delete(name: str, as_json: bool) -> None:
-    answer = client.connect(settings.load()).call("DELETE", f"/api_keys/{name}")
+    answer = client.connect(settings.load()).call("DELETE", client.named("api_keys", name))
     if as_json:
         output.document(answer)
     else:

@@ -32,8 +32,8 @@ Ref = Annotated[
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Gateway processes.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Gateway processes.")] = None,
 ) -> None:
     """Run the platform in the foreground: gateway, control and what is deployed."""
     from chutes.cli import platform
@@ -101,7 +101,7 @@ def run(
     ref: Ref,
     dev: Annotated[bool, typer.Option("--dev", help="Plain HTTP in the foreground.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
 ) -> None:
     """Run one chute in the foreground, without a platform and without keys."""
     from chutes.cli import run as command

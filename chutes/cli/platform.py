@@ -15,11 +15,11 @@ from chutes import config as settings
 from chutes.cli import client, output
 from chutes.control.running import find_running
 from chutes.control.views import ChuteView
-from chutes.engine.process import mark_of, marked, sweep
+from chutes.engine.process import found_in, place_of, sweep
 from chutes.exception import ChutesError, UsageError
 
-# Draining takes up to 10 s at the gateway, then engines get 10 s and the kill 5.
-DOWN_SECONDS = 40.0
+# Draining takes up to 10 s at the gateway, then engines get 25 s and the kill 5.
+DOWN_SECONDS = 60.0
 
 
 def serve(host: str | None, port: int | None, workers: int | None) -> None:
@@ -49,10 +49,10 @@ def down() -> None:
             )
             platform.kill()
             platform.wait(5)
-    left = sweep(mark_of(config.home))
+    left = sweep(place_of(config.home))
     if left:
         output.note(f"Ended what was left: pids {', '.join(map(str, left))}.")
-    if marked(mark_of(config.home)):
+    if found_in(place_of(config.home)):
         raise ChutesError(
             "Some processes could not be ended.", f"See `ps` for CHUTES_INSTANCE={config.home}:…"
         )
@@ -93,14 +93,16 @@ def _row(view: ChuteView, now: float) -> list[str]:
 def logs(name: str, follow: bool, lines: int) -> None:
     platform = client.connect(settings.load())
     with contextlib.suppress(KeyboardInterrupt):
-        for text in platform.lines(f"/chutes/{name}/logs", follow=str(follow).lower(), backfill=lines):
+        for text in platform.lines(
+            client.named("chutes", name, "logs"), follow=str(follow).lower(), backfill=lines
+        ):
             sys.stdout.write(text)
             sys.stdout.flush()
 
 
 def delete(name: str, yes: bool, as_json: bool) -> None:
     platform = client.connect(settings.load())
-    view = platform.call("GET", f"/chutes/{name}")
+    view = platform.call("GET", client.named("chutes", name))
     if not yes and output.on_terminal() and not output.confirm(f"Stop {view['name']} and forget it?"):
         raise UsageError("Nothing was deleted.")
     answer = platform.call("DELETE", f"/chutes/{view['chute_id']}")

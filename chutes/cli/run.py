@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 from dataclasses import replace
 
 from chutes import config as settings
@@ -35,17 +36,30 @@ def run(ref: str, dev: bool, host: str, port: int) -> None:
 async def _serve(chute: Chute, ref: str, host: str, port: int) -> None:
     import uvicorn
 
+    from chutes.control.serve import Server
+
     config = settings.load()
-    # A home of its own: a platform that starts or stops must not take this engine for one of its own.
-    fleet = DevFleet(replace(config, home=config.home / "dev"))
+    # A place of its own: neither the platform nor another such command may take this engine for theirs.
+    fleet = DevFleet(replace(config, home=config.home / "dev" / str(os.getpid())))
+    server = Server(uvicorn.Config(chute, host=host, port=port, log_level="info", lifespan="off"))
+    main = asyncio.current_task()
+    assert main is not None
+
+    def stop() -> None:
+        server.should_exit = True
+        if not server.started:
+            main.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
     try:
-        if chute.engine is not None:
+        if chute.engine_spec is not None:
             await fleet.engine_for(chute, ref)
         await chute.initialize()
         output.note(f"Serving {chute.name} on http://{host}:{port} (Ctrl-C stops it).")
-        await uvicorn.Server(
-            uvicorn.Config(chute, host=host, port=port, log_level="info", lifespan="off")
-        ).serve()
+        await server.serve()
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
     finally:
         await chute.shutdown()
         await fleet.close()
@@ -81,7 +95,8 @@ class DevFleet:
 
     def _hear(self, report: Report) -> None:
         if report.phase == Phase.FAILED and report.reason is not None:
-            error = EngineFailed(report.reason.summary, report.reason.fix)
+            log = self._fleet.log_path(report.instance_id)
+            error = EngineFailed(report.reason.summary, report.reason.fix.replace("`chutes logs`", str(log)))
             if self._ready.done():
                 output.failure(error)
             else:

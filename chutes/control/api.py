@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 
 import chutes
 from chutes.control.deploying import check_arguments, draft
@@ -26,16 +28,10 @@ BACKFILL_BYTES = 1 << 20
 FOLLOW_SECONDS = 0.3
 
 
-def error_body(error: ChutesError) -> dict[str, object]:
+def error_body(error: ChutesError, status: int | None = None) -> dict[str, object]:
     """An error as it travels: the OpenAI shape, with the fix beside the message."""
-    return {
-        "error": {
-            "message": error.message,
-            "fix": error.fix,
-            "type": type(error).__name__,
-            "code": error.status,
-        }
-    }
+    kind, code = type(error).__name__, status or error.status
+    return {"error": {"message": error.message, "fix": error.fix, "type": kind, "param": None, "code": code}}
 
 
 def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastAPI:
@@ -66,7 +62,17 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse(error_body(ChutesError(f"{where}: {first['msg']}")), 400)
+        return JSONResponse(error_body(ChutesError(f"{where}: {first['msg']}"), 400), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}."
+        return JSONResponse(error_body(ChutesError(message), error.status_code), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> Response:
+        fault = ChutesError(f"The platform failed: {type(error).__name__}.", "See platform.log in its home.")
+        return JSONResponse(error_body(fault), 500)
 
     @app.get("/ping")
     async def ping() -> dict[str, object]:
@@ -79,7 +85,9 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
 
     @app.post("/chutes/")
     async def deploy(request: DeployRequest, dry_run: bool = False) -> DeployView:
-        worked_out = await asyncio.to_thread(draft, request.spec, platform.config)
+        worked_out = await asyncio.to_thread(
+            draft, request.spec, platform.config, platform.gpus_of_others(request.spec.uid)
+        )
         await check_arguments(worked_out, platform.config)
         if dry_run:
             return DeployView(draft=worked_out)
@@ -135,7 +143,7 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
     async def list_keys() -> list[KeyView]:
         return [KeyView(**key.model_dump()) for key in platform.store.api_keys()]
 
-    @app.delete("/api_keys/{name}")
+    @app.delete("/api_keys/{name:path}")
     async def delete_key(name: str) -> dict[str, object]:
         return {"api_key_id": platform.delete_key(name).api_key_id, "deleted": True}
 
@@ -152,20 +160,25 @@ def _logs(path: Path, follow: bool, backfill: int) -> Response:
 
 async def _follow(path: Path, backfill: int) -> AsyncIterator[bytes]:
     """Yields whatever is appended, across rotation, until the reader leaves."""
-    lines = tail(path, BACKFILL_BYTES).splitlines(keepends=True)
-    yield "".join(lines[-backfill:] if backfill else []).encode()
-    position = path.stat().st_size if path.exists() else 0
-    inode = path.stat().st_ino if path.exists() else 0
-    while True:
-        await asyncio.sleep(FOLLOW_SECONDS)
-        if not path.exists():
-            continue
-        status = path.stat()
-        if status.st_ino != inode:
-            inode, position = status.st_ino, 0
-        if status.st_size > position:
-            with path.open("rb") as file:
-                file.seek(position)
-                data = file.read(BACKFILL_BYTES)
-            position += len(data)
-            yield data
+    file = None
+    try:
+        while file is None:
+            if path.exists():
+                file = path.open("rb")
+            else:
+                await asyncio.sleep(FOLLOW_SECONDS)
+        file.seek(max(0, path.stat().st_size - BACKFILL_BYTES))
+        lines = file.read().splitlines(keepends=True)
+        yield b"".join(lines[-backfill:] if backfill else [])
+        while True:
+            if data := file.read(BACKFILL_BYTES):
+                yield data
+                continue
+            # Nothing more in this one: if its name has gone to a new file, that is where it goes on.
+            if path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                file.close()
+                file = path.open("rb")
+            await asyncio.sleep(FOLLOW_SECONDS)
+    finally:
+        if file is not None:
+            file.close()

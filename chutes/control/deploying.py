@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Collection
 
 from pydantic import BaseModel
 
@@ -37,8 +38,11 @@ class Draft(BaseModel):
         )
 
 
-def draft(spec: ChuteSpec, config: Config) -> Draft:
+def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = ()) -> Draft:
     """Work out a deployment for this machine. Blocking: may ask the hub for a commit and for headers.
+
+    Args:
+        taken: GPUs of other chutes.
 
     Raises:
         ModelError: the model cannot be found.
@@ -58,7 +62,7 @@ def draft(spec: ChuteSpec, config: Config) -> Draft:
         facts = (
             None  # a model without safetensors headers can still be served; the plan says it was not checked
         )
-    chosen = plan.plan(spec.engine.name, spec.node_selector, facts, machine, shelf)
+    chosen = plan.plan(spec.engine.name, spec.node_selector, facts, machine, shelf, taken)
     return Draft(
         spec=spec,
         source=source,
@@ -84,6 +88,20 @@ async def check_arguments(worked_out: Draft, config: Config) -> None:
         await vllm.check_arguments(environment, engine.args, config.cache / "arguments")
 
 
+# Where it was loaded from, what is said about it, and how it scales: none of it is in a running instance, so
+# that changing it must not cost a restart.
+_NOT_IN_AN_INSTANCE = {
+    "ref",
+    "code",
+    "tagline",
+    "readme",
+    "concurrency",
+    "max_instances",
+    "scaling_threshold",
+    "shutdown_after_seconds",
+}
+
+
 def version_of(spec: ChuteSpec, source: ModelSource, chosen: plan.Plan) -> str:
     """A UUID that changes with anything that a running instance was made from.
 
@@ -91,7 +109,7 @@ def version_of(spec: ChuteSpec, source: ModelSource, chosen: plan.Plan) -> str:
     there as "already exists"; here every field that matters counts.
     """
     made_of = {
-        "spec": spec.model_dump(mode="json", exclude={"ref", "code", "tagline", "readme"}),
+        "spec": spec.model_dump(mode="json", exclude=_NOT_IN_AN_INSTANCE),
         "source": source.model_dump(mode="json"),
         "plan": chosen.model_dump(mode="json", include={"accelerator", "engine", "engine_version"}),
     }
@@ -109,6 +127,8 @@ def _notes(spec: ChuteSpec, chosen: plan.Plan) -> list[str]:
         notes.append("engine_args ask for bfloat16, in which this engine gives wrong text on a CPU")
     if spec.image:
         notes.append(f"image {spec.image!r} is not used: the engine runs in an environment of its own")
-    if spec.jobs:
-        notes.append(f"jobs are not served yet: {', '.join(job.name for job in spec.jobs)}")
+    own = [cord.function for cord in spec.cords if not cord.passthrough]
+    own += [job.name for job in spec.jobs] + spec.hooks
+    if own:
+        notes.append(f"code of the author's own beside an engine is not run yet: {', '.join(own)}")
     return notes

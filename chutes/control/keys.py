@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field
 from chutes.exception import InvalidSpec
 from chutes.wire import Key, key_digest
 
-PATTERN = re.compile(r"^cpk_[a-f0-9]{32}\.[a-f0-9]{32}\.[a-zA-Z0-9]{32}$")
+PATTERN = re.compile(r"cpk_[a-f0-9]{32}\.[a-f0-9]{32}\.[a-zA-Z0-9]{32}")
 _ALPHABET = string.ascii_letters + string.digits
-_NAME = re.compile(r"^\S(.{0,22}\S)?$")
+_NAME = re.compile(r"\S(.{0,22}\S)?")
 
 
 class ApiKey(BaseModel):
@@ -52,7 +52,7 @@ def create(
     Raises:
         InvalidSpec: the name is not 1 to 24 characters.
     """
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise InvalidSpec(f"A key's name has 1 to 24 characters and no space at its ends, not {name!r}.")
     key_id = uuid.uuid4().hex
     secret = "".join(secrets.choice(_ALPHABET) for _ in range(32))

@@ -65,12 +65,13 @@ class Platform:
         self.world = World()
         self._control = control
         self._events: asyncio.Queue[_Submitted] = asyncio.Queue()
+        self._keys = [key.for_gateway() for key in self.store.api_keys()]
         self._published: Table | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Serve what was deployed before. Raises PortTaken, or ChutesError for an unreadable store."""
-        self._published = table(self.world, self._gateway_keys(), self._control)
+        self._published = table(self.world, self._keys, self._control)
         await self.workers.start(self._published)
         for deployment in self.store.deployments():
             self._events.put_nowait(_Submitted(Deployed(deployment), None))
@@ -78,9 +79,10 @@ class Platform:
 
     async def close(self) -> None:
         """Stop everything that was started; returns when nothing of it is left."""
+        # The gateway first: while it finishes what is in flight, the instances must still be there.
+        await self.workers.close()
         if self._tasks:
             await self.submit(Closing())
-        await self.workers.close()
         await self.fleet.close()
         for task in self._tasks:
             task.cancel()
@@ -111,7 +113,7 @@ class Platform:
         ids = None if chutes is None else [self.find(chute).chute_id for chute in chutes]
         key, text = api_keys.create(self.config.username, name, time.time(), admin, ids)
         self.store.save_key(key)
-        self._publish()
+        self._keys_changed()
         return key, text
 
     def delete_key(self, name: str) -> ApiKey:
@@ -119,7 +121,7 @@ class Platform:
         for key in self.store.api_keys():
             if name in (key.name, key.api_key_id):
                 self.store.delete_key(key.api_key_id)
-                self._publish()
+                self._keys_changed()
                 return key
         raise NotFound(f"There is no API key {name!r}.", "`chutes keys list` shows them.")
 
@@ -135,6 +137,11 @@ class Platform:
                     return deployment
         names = ", ".join(d.spec.name for d in deployments) or "nothing is deployed"
         raise NotFound(f"There is no chute {name!r}.", f"`chutes ps` shows them ({names}).")
+
+    def gpus_of_others(self, chute_id: str) -> set[int]:
+        """GPUs that chutes other than this one were given."""
+        others = (d for id_, d in self.world.deployments.items() if id_ != chute_id)
+        return {gpu for deployment in others for gpu in deployment.plan.gpus}
 
     def current(self, deployment: Deployment) -> Instance | None:
         return current(deployment, self.world.of(deployment.chute_id))
@@ -180,13 +187,14 @@ class Platform:
             self.fleet.stop(effect.instance_id)
 
     def _publish(self) -> None:
-        new = table(self.world, self._gateway_keys(), self._control)
+        new = table(self.world, self._keys, self._control)
         if new != self._published:
             self._published = new
             self.workers.publish(new)
 
-    def _gateway_keys(self) -> list:
-        return [key.for_gateway() for key in self.store.api_keys()]
+    def _keys_changed(self) -> None:
+        self._keys = [key.for_gateway() for key in self.store.api_keys()]
+        self._publish()
 
     def _submit_report(self, report: Report) -> None:
         self._events.put_nowait(_Submitted(report, None))

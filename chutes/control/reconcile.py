@@ -29,7 +29,8 @@ T = TypeVar("T")
 # A crash is followed by a restart after 1, 2, 4, 8, 16 s: an engine that died of one bad request is back at
 # once, and one that cannot live does not burn the machine.
 BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
-# Failures older than this are forgiven: six crashes in a week are not a crash loop.
+# An instance that has served this long has shown that the chute can live: earlier failures are forgiven.
+# Not simply after a time: an engine that loads for minutes and then dies would be started for ever.
 FORGIVEN_AFTER_SECONDS = 600.0
 # How many ended instances of a chute stay visible (`chutes ps --all`, `chutes logs` after a crash).
 KEPT_ENDED = 5
@@ -82,7 +83,7 @@ class World:
     instances: Mapping[str, Instance] = field(default_factory=dict)
     """By instance id, oldest first."""
     failures: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """Times of recent failures by chute id."""
+    """Times of failures by chute id, since the last instance that had proven itself."""
     given_up: frozenset[str] = frozenset()
     """Chutes whose last failure would come back, or came back too often. A new deploy tries again."""
     closing: bool = False
@@ -183,9 +184,8 @@ def _reported(world: World, report: Report, now: float) -> World:
     deployment = world.deployments.get(after.chute_id)
     counts = deployment is not None and deployment.version == after.version and not before.stopping
     if after.phase == Phase.FAILED and counts:
-        recent = tuple(
-            when for when in world.failures.get(after.chute_id, ()) if now - when < FORGIVEN_AFTER_SECONDS
-        )
+        proven = before.phase == Phase.READY and now - before.changed >= FORGIVEN_AFTER_SECONDS
+        recent = () if proven else world.failures.get(after.chute_id, ())
         recent = (*recent, now)
         hopeless = len(recent) > len(BACKOFF_SECONDS) or (after.reason is not None and after.reason.fatal)
         world = replace(

@@ -28,8 +28,9 @@ def _route(deployment: Deployment, instances: list[Instance]) -> Route:
         paths={
             cord.public_api_path: cord.passthrough_path or cord.path
             for cord in spec.cords
-            # GET cords (the model list) are answered by the gateway itself.
-            if cord.public_api_path and cord.public_api_method == "POST"
+            # GET cords (the model list) are answered by the gateway itself, and code of the author's own
+            # has no process to run in beside an engine yet.
+            if cord.public_api_path and cord.public_api_method == "POST" and cord.passthrough
         },
         upstreams=[
             Upstream(instance.id, instance.endpoint.host, instance.endpoint.port, instance.endpoint.api_key)

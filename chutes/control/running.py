@@ -12,6 +12,7 @@ import psutil
 from pydantic import BaseModel
 
 from chutes.config import Config
+from chutes.exception import ChutesError
 
 
 class Running(BaseModel):
@@ -24,6 +25,24 @@ class Running(BaseModel):
     control_url: str
     token: str
     version: str
+
+
+def make_home(config: Config) -> None:
+    """Make the directories that everything else is put into; the home is for its owner alone.
+
+    Raises:
+        ChutesError: it cannot be made, or not be written to.
+    """
+    try:
+        config.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for directory in (config.logs, config.run):
+            directory.mkdir(exist_ok=True)
+        config.run.chmod(0o700)
+    except OSError as error:
+        raise ChutesError(
+            f"{config.home} cannot be written to: {error.strerror}.",
+            "Set CHUTES_HOME to a directory of yours.",
+        ) from None
 
 
 def find_running(config: Config) -> Running | None:

@@ -24,9 +24,9 @@ import chutes
 from chutes.config import Config
 from chutes.control import api
 from chutes.control.platform import Platform
-from chutes.control.running import Running, document, find_running, write_private
-from chutes.engine.process import mark_of, sweep
-from chutes.exception import AlreadyExists, ChutesError
+from chutes.control.running import Running, document, find_running, make_home, write_private
+from chutes.engine.process import place_of, sweep
+from chutes.exception import AlreadyExists
 from chutes.wire import Upstream
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def serve(config: Config, announce: Callable[[str], None], to_terminal: bool = F
         AlreadyExists: a platform of this home runs.
         PortTaken: the gateway's port is not free.
     """
+    make_home(config)
     _log_to(config, to_terminal)
     with _locked(config):
         uvloop.run(_serve(config, announce))
@@ -58,7 +59,7 @@ async def _serve(config: Config, announce: Callable[[str], None]) -> None:
         loop.add_signal_handler(number, stop.set)
 
     # A platform that was killed may have left an engine that is still ending.
-    if killed := await asyncio.to_thread(sweep, mark_of(config.home)):
+    if killed := await asyncio.to_thread(sweep, place_of(config.home)):
         log.warning("ended what an earlier platform had left: pids %s", killed)
     _drop_old_logs(config.logs / "instances")
 
@@ -66,7 +67,7 @@ async def _serve(config: Config, announce: Callable[[str], None]) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     control = Upstream("control", "127.0.0.1", listener.getsockname()[1], token)
     platform = Platform(config, control)
-    server = _Server(
+    server = Server(
         uvicorn.Config(
             api.make(platform, token, stop.set),
             log_config=None,
@@ -93,14 +94,14 @@ async def _serve(config: Config, announce: Callable[[str], None]) -> None:
         await stop.wait()
         log.info("going down")
     finally:
-        document(config).unlink(missing_ok=True)
         await platform.close()
         server.should_exit = True
         await serving
+        document(config).unlink(missing_ok=True)  # last: until then we can be found and waited for
         log.info("down")
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn without its signal handlers: who may stop the platform is decided in one place."""
 
     @contextlib.contextmanager
@@ -116,8 +117,6 @@ def _shown(host: str) -> str:
 @contextlib.contextmanager
 def _locked(config: Config) -> Iterator[None]:
     """Hold this home for ourselves. The lock goes with the process, however it ends."""
-    config.run.mkdir(parents=True, exist_ok=True)
-    config.run.chmod(0o700)
     with (config.run / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,18 +139,9 @@ def _drop_old_logs(directory: Path) -> None:
 
 
 def _log_to(config: Config, to_terminal: bool) -> None:
-    try:
-        config.logs.mkdir(parents=True, exist_ok=True)
-        handlers: list[logging.Handler] = [
-            logging.handlers.RotatingFileHandler(
-                config.logs / "platform.log", maxBytes=8 << 20, backupCount=2
-            )
-        ]
-    except OSError as error:
-        raise ChutesError(
-            f"{config.home} cannot be written to: {error.strerror}.",
-            "Set CHUTES_HOME to a directory of yours.",
-        ) from None
+    handlers: list[logging.Handler] = [
+        logging.handlers.RotatingFileHandler(config.logs / "platform.log", maxBytes=8 << 20, backupCount=2)
+    ]
     if to_terminal:
         handlers.append(logging.StreamHandler(sys.stderr))
     logging.basicConfig(

@@ -45,6 +45,10 @@ class Store:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        # Private before SQLite sees it, because its journal files take its permissions: digests are not
+        # secrets, but chute files may hold what their authors forgot.
+        path.touch(mode=0o600)
+        path.chmod(0o600)
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -59,7 +63,6 @@ class Store:
                 f"{path} was written by a newer chutes (format {version}, this one knows {SCHEMA_VERSION}).",
                 "Upgrade chutes, or set CHUTES_HOME to another directory.",
             )
-        path.chmod(0o600)  # digests are not secrets, but chute files may hold what their authors forgot
 
     def close(self) -> None:
         self._db.close()

@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from chutes.config import Config
-from chutes.exception import PortTaken
+from chutes.exception import ChutesError, PortTaken
 from chutes.wire import Drain, FromWorker, Listening, Publish, Table, ToWorker, UpstreamLost
 
 log = logging.getLogger(__name__)
 
+START_SECONDS = 30.0  # they take a third of a second on an idle machine
 BACKLOG = 2048  # connections that may wait for a busy or absent worker
 DRAIN_SECONDS = 10.0  # what `chutes down` gives requests in flight
 # A worker that dies at once would otherwise be started hundreds of times a second.
@@ -106,7 +107,13 @@ class Workers:
         self.port = sockets[0].getsockname()[1]
         self._slots = [_Slot(listener) for listener in sockets]
         self._tasks = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
-        await asyncio.wait_for(asyncio.gather(*(slot.ready.wait() for slot in self._slots)), 30)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await asyncio.gather(*(slot.ready.wait() for slot in self._slots))
+        except TimeoutError:
+            raise ChutesError(
+                f"The gateway's workers did not come up within {START_SECONDS:.0f} s.", "See platform.log."
+            ) from None
 
     def publish(self, table: Table) -> None:
         """Give every worker a new table."""
@@ -139,7 +146,11 @@ class Workers:
         """Start a slot's worker, and start it again whenever it dies."""
         while not self._closing:
             began = time.monotonic()
-            code = await self._run(slot)
+            try:
+                code: int | str = await self._run(slot)
+            except Exception as error:  # no descriptors, no memory: the slot must outlive it
+                log.exception("a gateway worker could not be run")
+                code = type(error).__name__
             if self._closing:
                 return
             slot.quick_deaths = slot.quick_deaths + 1 if time.monotonic() - began < QUICK_DEATH_SECONDS else 0
@@ -159,6 +170,9 @@ class Workers:
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,  # Ctrl-C at a terminal is for the platform alone
             )  # fmt: skip
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         reader, slot.writer = await asyncio.open_connection(sock=ours, limit=16 << 20)

@@ -19,6 +19,20 @@ KEPT_LINES = 400  # enough for any traceback; the rest of a chatty command's out
 GRACE_SECONDS = 5.0  # pip unwinds its temporary files in well under a second when asked to end
 
 
+def inherited() -> dict[str, str]:
+    """What an engine, and all that is run in its environment, gets of our own environment variables.
+
+    CHUTES_* and the hub's tokens may be secrets, which they have no use for; PYTHON* and a virtual
+    environment of ours would leak our packages into theirs.
+    """
+    secret = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "VIRTUAL_ENV")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("CHUTES_", "PYTHON")) and name not in secret
+    }
+
+
 class CommandFailed(Exception):
     """The command exited with another code than 0, or ran out of time; `lines` are its last output."""
 
@@ -38,7 +52,7 @@ async def run(
     """Run `args`, stdout and stderr read as one stream of lines.
 
     Args:
-        variables: added to this process's own environment variables.
+        variables: added to what is inherited of our own.
         on_line: called with each line, without its end; `\\r` ends a line too (progress bars).
         timeout: seconds; None waits for ever.
 
@@ -53,7 +67,7 @@ async def run(
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **(variables or {})},
+        env={**inherited(), **(variables or {})},
         start_new_session=True,  # so that its children can be ended with it
     )
     kept: deque[str] = deque(maxlen=KEPT_LINES)

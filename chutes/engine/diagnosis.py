@@ -49,6 +49,7 @@ _CAUSES = (
         r"(Free memory on device[^\n]*less than desired[^\n]*)",
         "The GPU is in use by another program: {0}",
         "Stop the other program, or lower --gpu-memory-utilization in engine_args.",
+        fatal=False,
     ),
     _cause(
         r"ValueError: (To serve at least one request[^\n]*|No available memory for the cache blocks[^\n]*)",

@@ -7,10 +7,11 @@ import http.client
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from chutes.exception import EngineFailed
 
 MINDER = Path(__file__).with_name("minder.py")
 MARK = "CHUTES_INSTANCE"
-"""Environment variable that everything an engine forks inherits; what a sweep looks for."""
+"""Environment variable that names an instance's place; one of the two marks that a sweep looks for."""
 
 # Below Linux's ephemeral range (32768…), so that no outgoing connection can hold the port by chance,
 # and above the ports people remember.
@@ -30,8 +31,8 @@ PORTS = range(20000, 32000)
 LOG_BYTES = 16 << 20
 LOG_FILES = 4
 
-# vLLM drains and leaves within a few seconds of SIGTERM; what is still there after this is killed.
-STOP_GRACE_SECONDS = 10.0
+# An engine that was told to stop finishes its requests for 20 s; what is still there after this is killed.
+STOP_GRACE_SECONDS = 25.0
 
 
 def free_port(taken: Collection[int] = ()) -> int:
@@ -53,28 +54,41 @@ def free_port(taken: Collection[int] = ()) -> int:
     raise EngineFailed(f"No free port was found from {PORTS.start} to {PORTS.stop - 1}.")
 
 
-def mark_of(home: Path, instance_id: str = "") -> str:
-    """The mark of one instance; without an id, what the marks of all instances of this home start with."""
-    return f"{home}:{instance_id}"
+def place_of(home: Path, instance_id: str = "") -> Path:
+    """The directory in which an instance's processes work; without an id, the one that holds all of them.
+
+    It is also their mark. Whatever an engine forks inherits its working directory and its environment, even
+    after it has left the process group and the session. Neither alone is enough: a daemon changes to `/`,
+    and vLLM's engine core writes its title over its environment (setproctitle), after which
+    /proc/PID/environ reads empty.
+    """
+    return (home / "run" / "instances" / instance_id).absolute()
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Every process of this user whose mark starts with `mark`."""
+def found_in(place: Path) -> list[psutil.Process]:
+    """Every process of this user, but ourselves, that bears the mark of `place` or of a place below it."""
     found: list[psutil.Process] = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.environ().get(MARK, "").startswith(mark):
+            if process.pid != os.getpid() and any(
+                Path(mark).is_relative_to(place) for mark in _marks(process) if mark
+            ):
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # gone meanwhile, or somebody else's
     return found
 
 
-def sweep(mark: str) -> list[int]:
-    """Kill every process whose mark starts with `mark`, children born meanwhile too; returns their pids."""
+def _marks(process: psutil.Process) -> Iterator[str]:
+    yield process.cwd().removesuffix(" (deleted)")
+    yield process.environ().get(MARK, "")
+
+
+def sweep(place: Path) -> list[int]:
+    """Kill every process of `place` and below, those born meanwhile too; returns their pids."""
     killed: list[int] = []
     for _ in range(10):
-        found = [process for process in marked(mark) if process.status() != psutil.STATUS_ZOMBIE]
+        found = [process for process in found_in(place) if process.status() != psutil.STATUS_ZOMBIE]
         if not found:
             break
         for process in found:
@@ -95,11 +109,11 @@ class EngineProcess:
     pid: int
     """The engine's first process."""
     log: Path
-    mark: str
+    place: Path
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], environment: Mapping[str, str], log: Path, mark: str
+        cls, command: Sequence[str], environment: Mapping[str, str], log: Path, place: Path
     ) -> EngineProcess:
         """Start `command` under a minder.
 
@@ -107,19 +121,21 @@ class EngineProcess:
             command: the engine's argument vector; no secret belongs in it.
             environment: its whole environment.
             log: where its output goes; rotated at 16 MiB, 4 files.
-            mark: from `mark_of`.
+            place: its working directory, from `place_of`; made here, removed when the engine is gone.
 
         Raises:
             EngineFailed: it could not be executed.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
         minder = await asyncio.create_subprocess_exec(
             sys.executable, "-I", "-S", str(MINDER),
             "--log", str(log), "--log-bytes", str(LOG_BYTES), "--log-files", str(LOG_FILES),
             "--grace", str(STOP_GRACE_SECONDS), "--", *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**environment, MARK: mark},
+            env={**environment, MARK: str(place)},
+            cwd=place,
             start_new_session=True,
         )  # fmt: skip
         assert minder.stdout is not None
@@ -127,12 +143,12 @@ class EngineProcess:
             first = await minder.stdout.readline()
         except asyncio.CancelledError:
             minder.kill()
-            await asyncio.to_thread(sweep, mark)
+            await asyncio.to_thread(sweep, place)
             raise
         if not first.startswith(b"pid "):
             code = await minder.wait()
             raise EngineFailed(f"{command[0]} could not be started (status {code}): {tail(log, 400).strip()}")
-        return cls(minder, int(first.split()[1]), log, mark)
+        return cls(minder, int(first.split()[1]), log, place)
 
     async def wait(self) -> int:
         """Until the whole tree is gone; returns the engine's exit status (128 + signal if killed).
@@ -140,11 +156,30 @@ class EngineProcess:
         If the minder itself was killed, what it left is swept here: nobody else would.
         """
         code = await self.minder.wait()
-        await asyncio.to_thread(sweep, self.mark)
+        await asyncio.to_thread(sweep, self.place)
+        await asyncio.to_thread(shutil.rmtree, self.place, ignore_errors=True)
         return code if code >= 0 else 128 - code
 
-    async def stop(self) -> None:
-        """SIGTERM, a grace of 10 s, SIGKILL; returns when nothing is left. May be called more than once."""
+    async def stop(self, at_once: bool = False) -> None:
+        """SIGTERM, a grace, SIGKILL; returns when nothing is left, even if the caller is cancelled meanwhile.
+
+        Args:
+            at_once: no grace: for an engine that has nothing to finish and may not even listen yet.
+        """
+        stopping = asyncio.ensure_future(self._stop(at_once))
+        cancelled = False
+        while not stopping.done():
+            try:
+                await asyncio.shield(stopping)
+            except asyncio.CancelledError:
+                cancelled = True  # "stopped" must not be said while the tree still runs
+        stopping.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _stop(self, at_once: bool) -> None:
+        if at_once:
+            await asyncio.to_thread(self.kill)
         if self.minder.stdin is not None:
             self.minder.stdin.close()
         try:
@@ -157,7 +192,7 @@ class EngineProcess:
         """End the tree at once, without asking."""
         if self.minder.returncode is None:
             self.minder.send_signal(signal.SIGKILL)
-        sweep(self.mark)
+        sweep(self.place)
 
 
 def tail(path: Path, size: int) -> str:

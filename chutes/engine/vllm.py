@@ -32,6 +32,8 @@ CHECK_SECONDS = 300.0  # some 20 s on two busy cores, most of it imports; cold f
 
 CONVERT_SECONDS = 3600.0  # 60 s for 135 M parameters on a busy machine; GGUF files are small models here
 
+DRAIN_SECONDS = 20  # less than the grace that a stop gives the process before it is killed
+
 GIB = 1 << 30
 
 # What the platform itself decides. An author's value would make the instance unreachable or unguarded.
@@ -124,6 +126,8 @@ def defaults(accelerator: str, args: Sequence[str], tensor_parallel_size: int = 
         # Asked every few seconds; in the log they would bury what a person looks for.
         "disable-access-log-for-endpoints": ["--disable-access-log-for-endpoints", "/health,/metrics"],
     }
+    # What it has begun is finished when an instance is told to go; it leaves at once when idle.
+    wanted["shutdown-timeout"] = ["--shutdown-timeout", str(DRAIN_SECONDS)]
     if accelerator == "cpu":
         # bfloat16 gives wrong text on CPUs with AMX for prompts beyond some 32 tokens; float32 is right.
         wanted["dtype"] = ["--dtype", "float32"]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from chutes.config import Config
 from chutes.engine import vllm
+from chutes.engine.command import inherited
 from chutes.engine.diagnosis import Reason, diagnose, last_words
 from chutes.engine.environment import Environment, ensure
 from chutes.engine.lifecycle import Phase
-from chutes.engine.process import EngineProcess, ask, free_port, mark_of, sweep, tail
+from chutes.engine.process import EngineProcess, ask, free_port, place_of, sweep, tail
 from chutes.engine.release import find
 from chutes.exception import ChutesError, EngineFailed
 from chutes.fleet.base import Endpoint, Launch, Report
@@ -26,15 +27,16 @@ from chutes.model import source as model
 # ever; a start that will never end should be told apart from a slow one at some point.
 LOAD_SECONDS = 3600.0
 POLL_SECONDS = 0.25
+FETCHES_AT_ONCE = 4  # more would only share one network connection's speed
 # Enough for a cold start of torch's kernels on a slow CPU.
 WARM_SECONDS = 300.0
 LOG_TAIL_BYTES = 64 << 10
 
-# A healthy engine answers /health within milliseconds; five misses in a row, 10 s apart, is what the
-# published platform calls dead.
+# A healthy engine answers /health within milliseconds, a busy one within a second or two. Five misses in a
+# row are what the published platform calls dead; with these figures that takes a minute and a half.
 WATCH_SECONDS = 10.0
 WATCH_MISSES = 5
-WATCH_TIMEOUT = 30.0
+WATCH_TIMEOUT = 8.0
 
 
 class LocalFleet:
@@ -46,6 +48,8 @@ class LocalFleet:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ports: dict[str, int] = {}
         self._stopping: set[str] = set()
+        # Threads of their own: a fetch takes an hour, and health checks wait for a thread too.
+        self._fetchers = ThreadPoolExecutor(FETCHES_AT_ONCE, "fetch")
 
     def start(self, launch: Launch) -> None:
         task = asyncio.create_task(self._run(launch), name=f"instance {launch.instance_id}")
@@ -66,7 +70,8 @@ class LocalFleet:
         for instance_id in list(self._tasks):
             self.stop(instance_id)
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(sweep, mark_of(self.config.home))
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(sweep, place_of(self.config.home))
 
     def log_path(self, instance_id: str) -> Path:
         return self.config.logs / "instances" / f"{instance_id}.log"
@@ -98,15 +103,17 @@ class LocalFleet:
         environment = await self._prepare(launch)
         directory = await self._fetch(launch, environment)
         process, endpoint = await self._load(launch, environment, directory)
+        served = False
         try:
             context = await self._until_ready(launch, process, endpoint)
             self._tell(launch, Phase.READY, endpoint=endpoint, pid=process.pid, max_model_len=context)
-            return await self._watch(process, endpoint)
+            served = True
+            return await self._watch(launch, process, endpoint)
         except asyncio.CancelledError:
             self._tell(launch, Phase.DRAINING, "finishing what it has")
             raise
         finally:
-            await process.stop()
+            await process.stop(at_once=not served)
 
     def _tell(
         self,
@@ -161,8 +168,8 @@ class LocalFleet:
         progress = self._progress(launch, Phase.FETCHING)
         stop = threading.Event()  # a thread cannot be cancelled, only asked
         try:
-            path = await asyncio.to_thread(
-                model.fetch, launch.source, self.config.models, progress, stop.is_set
+            path = await asyncio.get_running_loop().run_in_executor(
+                self._fetchers, model.fetch, launch.source, self.config.models, progress, stop.is_set
             )
         finally:
             stop.set()
@@ -189,12 +196,13 @@ class LocalFleet:
         variables = vllm.variables(plan.accelerator, endpoint.api_key, plan.kv_cache_bytes, args)
         if plan.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, plan.gpus))
+            variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order; CUDA's own is fastest first
         log = self.log_path(launch.instance_id)
         process = await EngineProcess.start(
             command,
-            {**inherited(os.environ), **variables},
+            {**inherited(), **variables},
             log,
-            mark_of(self.config.home, launch.instance_id),
+            place_of(self.config.home, launch.instance_id),
         )
         self._tell(launch, Phase.LOADING, "starting the engine", pid=process.pid)
         return process, endpoint
@@ -223,17 +231,19 @@ class LocalFleet:
                     )
             self._tell(launch, Phase.WARMING, "asking it one thing", pid=process.pid)
             warm = asyncio.ensure_future(_warm(endpoint, launch.served_names[0]))
-            await asyncio.wait({ended, warm}, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
+            try:
+                await asyncio.wait({ended, warm}, return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    raise _ended(process, ended.result())
+                await warm
+            finally:
                 warm.cancel()
-                raise _ended(process, ended.result())
-            await warm
             status, body = await ask(endpoint.port, "/v1/models", endpoint.api_key)
             return _context_length(body) if status == 200 else None
         finally:
             ended.cancel()
 
-    async def _watch(self, process: EngineProcess, endpoint: Endpoint) -> Reason:
+    async def _watch(self, launch: Launch, process: EngineProcess, endpoint: Endpoint) -> Reason:
         """Until the engine ends or stops answering; returns why."""
         ended = asyncio.ensure_future(process.wait())
         misses = 0
@@ -244,6 +254,7 @@ class LocalFleet:
                     return diagnose(tail(process.log, LOG_TAIL_BYTES), ended.result())
                 status, _ = await ask(endpoint.port, "/health", endpoint.api_key, timeout=WATCH_TIMEOUT)
                 misses = 0 if status == 200 else misses + 1
+            self._tell(launch, Phase.DRAINING, "does not answer any more")  # out of the route table now
             return Reason(
                 f"The engine did not answer {WATCH_MISSES} health checks in a row.", "See `chutes logs`."
             )
@@ -287,15 +298,3 @@ def _context_length(body: bytes) -> int | None:
         return json.loads(body)["data"][0].get("max_model_len")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
-
-
-def inherited(environ: os._Environ[str] | dict[str, str]) -> dict[str, str]:
-    """What an engine gets of the platform's own environment: everything but our settings and Python's.
-
-    CHUTES_* may hold keys, and PYTHON* or a virtual environment of ours would leak our packages in.
-    """
-    return {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(("CHUTES_", "PYTHON")) and name != "VIRTUAL_ENV"
-    }

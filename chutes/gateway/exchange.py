@@ -22,6 +22,10 @@ JOIN_BYTES = 16 * 1024
 """Up to here one copy of the body is cheaper than a second entry in the socket's write queue."""
 
 
+_connecting: set[asyncio.Task[None]] = set()
+"""Connections being made: the event loop itself keeps only weak references to tasks."""
+
+
 class Client(Protocol):
     """What an exchange asks of the connection that it serves."""
 
@@ -54,7 +58,6 @@ class Exchange:
         "_avoid",
         "_broke",
         "_client",
-        "_connecting",
         "_connection",
         "_heard",
         "_instance",
@@ -72,7 +75,6 @@ class Exchange:
         self._instance: Instance | None = None
         """The one being tried; None when the exchange is over."""
         self._connection: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
         self._avoid: tuple[Instance, ...] = ()
         """Instances that failed this order."""
         self._broke = False
@@ -143,7 +145,9 @@ class Exchange:
         if connection is not None:
             self._send(connection)
         else:
-            self._connecting = asyncio.get_running_loop().create_task(self._connect(instance))
+            task = asyncio.get_running_loop().create_task(self._connect(instance))
+            _connecting.add(task)
+            task.add_done_callback(_connecting.discard)
 
     async def _connect(self, instance: Instance) -> None:
         try:
@@ -152,8 +156,6 @@ class Exchange:
             if self._instance is instance:
                 self._unreachable(instance, error)
             return
-        finally:
-            self._connecting = None
         if (
             self._instance is not instance
         ):  # over, but not cancelled, as a connection half made would leak; the next request has it

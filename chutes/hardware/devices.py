@@ -37,31 +37,38 @@ class Machine:
 def detect() -> Machine:
     """Look at this machine now. Takes a few milliseconds without a GPU, some tens with one."""
     memory = psutil.virtual_memory()
-    limit = _cgroup_memory_limit()
-    total = min(memory.total, limit) if limit else memory.total
+    limit, left = _cgroup_memory() or (memory.total, memory.available)
     gpus, driver, problem = _nvidia()
     return Machine(
         cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_total=total,
-        memory_available=min(memory.available, total),
+        memory_total=min(memory.total, limit),
+        memory_available=min(memory.available, left),
         gpus=gpus,
         gpu_driver=driver,
         gpu_problem=problem,
     )
 
 
-def has_gpu() -> bool:
-    """Whether an NVIDIA GPU can be used here, for templates that choose a default model."""
-    return bool(_nvidia()[0])
+def has_gpu(min_gb: float = 0) -> bool:
+    """Whether an NVIDIA GPU of at least so many decimal GB can be used here, for templates to choose by."""
+    return any(gpu.memory_total >= min_gb * 1e9 for gpu in _nvidia()[0])
 
 
-def _cgroup_memory_limit() -> int | None:
-    """The container's memory limit in bytes: a pod with 8 GiB on a 1 TiB host has 8 GiB."""
+def _cgroup_memory() -> tuple[int, int] | None:
+    """(limit, left of it) of our container in bytes; None without one.
+
+    A pod with 8 GiB on a 1 TiB host has 8 GiB. File cache that can be dropped counts as left.
+    """
+    group = Path("/sys/fs/cgroup")
     try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
         return None
-    return int(text) if text.isdecimal() else None
+    if not limit.isdecimal():
+        return None
+    return int(limit), max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
 
 
 def _nvidia() -> tuple[tuple[Gpu, ...], str, str]:

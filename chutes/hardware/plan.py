@@ -6,6 +6,8 @@ Its reasons are kept beside its result, because a choice that cannot say why is 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pydantic import BaseModel
 
 from chutes.chute.node_selector import NodeSelector
@@ -51,9 +53,17 @@ class Plan(BaseModel):
 
 
 def plan(
-    engine: str, selector: NodeSelector, facts: ModelFacts | None, machine: Machine, profiles: Profiles
+    engine: str,
+    selector: NodeSelector,
+    facts: ModelFacts | None,
+    machine: Machine,
+    profiles: Profiles,
+    taken: Collection[int] = (),
 ) -> Plan:
     """Choose devices of `machine` for one instance; `problem` is set when they will not do.
+
+    Args:
+        taken: GPUs that other chutes were given, which may not have filled them yet; used last.
 
     Raises:
         InvalidSpec: the selector names GPU types that do not exist.
@@ -72,7 +82,7 @@ def plan(
     else:
         reasons.append("the model's size is not known here, so nothing was checked against it")
     chosen = (
-        _on_gpus(engine, selector, facts, machine, profiles, reasons)
+        _on_gpus(engine, selector, facts, machine, profiles, reasons, taken)
         if machine.gpus
         else _on_cpu(engine, selector, facts, machine, profiles, reasons)
     )
@@ -93,9 +103,8 @@ def _on_cpu(
     weights = facts.parameters * BYTES_FLOAT32 if facts is not None and facts.parameters else None
     chosen = Plan(accelerator="cpu", engine=engine, engine_version=defaults.version, weights_bytes=weights)
     small = profiles.tiers[0]
-    asks_for_more = (selector.gpu_count, selector.min_vram_gb_per_gpu) > (
-        small.gpu_count,
-        small.min_vram_gb_per_gpu,
+    asks_for_more = (
+        selector.gpu_count > small.gpu_count or selector.min_vram_gb_per_gpu > small.min_vram_gb_per_gpu
     )
     if weights is None and asks_for_more:
         # Hundreds of gigabytes would be fetched only to find that out.
@@ -132,6 +141,7 @@ def _on_gpus(
     machine: Machine,
     profiles: Profiles,
     reasons: list[str],
+    taken: Collection[int],
 ) -> Plan:
     suitable: list[Gpu] = []
     refused: list[str] = []
@@ -141,8 +151,7 @@ def _on_gpus(
             refused.append(f"GPU {gpu.index} ({gpu.name}): {problem}")
         else:
             suitable.append(gpu)
-    # The emptiest first, so that a second chute does not land on the first one's GPU.
-    suitable.sort(key=lambda gpu: (-gpu.memory_free, gpu.index))
+    suitable.sort(key=lambda gpu: (gpu.index in taken, -gpu.memory_free, gpu.index))
     count = selector.gpu_count
     weights = facts.weights_bytes if facts is not None else None
     version = profiles.engines[engine]["cuda"].version

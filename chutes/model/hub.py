@@ -311,8 +311,10 @@ def _verified(kept: Path, models_dir: Path) -> Path | None:
 def _check_disk(repo: str, files: list[RepoFile], models_dir: Path) -> None:
     models_dir.mkdir(parents=True, exist_ok=True)
     cache = models_dir / "hub" / f"models--{_flat(repo)}" / "blobs"
-    here = sum(f.stat().st_size for f in cache.iterdir()) if cache.is_dir() else 0
-    needed, free = sum(file.size for file in files) - here, shutil.disk_usage(models_dir).free
+    blobs = {path.name for path in cache.iterdir()} if cache.is_dir() else set()
+    # Blobs are named by their hash: one of another revision is no file of this one.
+    needed = sum(file.size for file in files if (file.sha256 or file.sha1) not in blobs)
+    free = shutil.disk_usage(models_dir).free
     if needed > free:
         raise ModelError(
             f"{repo} needs {needed / 1e9:.1f} GB of disk; {free / 1e9:.1f} GB are available at {models_dir}.",

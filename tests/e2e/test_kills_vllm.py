@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import DEPLOY_SECONDS, MODEL
-from tests.integration.platform_kit import PlatformKit, platform, until
+from tests.integration.platform_kit import PlatformKit, gone, platform, until
 from tests.story import Story
 
 RESTART_SECONDS = 400  # 65 s were seen on two busy cores
@@ -88,7 +88,7 @@ def test_whoever_is_killed(kit: PlatformKit, story: Story) -> None:
     saw = stream.end()
     until(lambda: answers(kit, key), RESTART_SECONDS)
     took = time.monotonic() - since
-    assert not any(process.is_running() for process in (server, *children))
+    assert gone(server, *children)
     story.tell("vLLM", "one engine child (engine core)", saw, f"restarted, answers after {took:.1f} s")
 
     minder, server, children = tree(kit)
@@ -98,7 +98,7 @@ def test_whoever_is_killed(kit: PlatformKit, story: Story) -> None:
     assert "error event" in saw
     until(lambda: answers(kit, key), RESTART_SECONDS)
     took = time.monotonic() - since
-    assert not any(process.is_running() for process in (server, *children))
+    assert gone(server, *children)
     story.tell("vLLM", "the engine's parent (minder)", saw, f"restarted, answers after {took:.1f} s")
 
     minder, server, children = tree(kit)
@@ -106,7 +106,7 @@ def test_whoever_is_killed(kit: PlatformKit, story: Story) -> None:
     stream, since = Stream(kit, key), time.monotonic()
     kit.control().send_signal(signal.SIGKILL)
     saw = stream.end()
-    until(lambda: not any(p.is_running() for p in (minder, server, *children, *workers)), 60)
+    until(lambda: gone(minder, server, *children, *workers), 60)
     took = time.monotonic() - since
     assert kit.engine_tree() == []
     story.tell("vLLM", "the control process", saw, f"everything it started ended within {took:.1f} s")

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from chutes.engine.process import mark_of, marked
+from chutes.engine.process import found_in, place_of
 from chutes.engine.release import find
 
 ENGINE = Path(__file__).parent / "synthetic_engine.py"
@@ -57,6 +57,11 @@ def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
     raise AssertionError(f"{condition} was not true within {seconds} s")
 
 
+def gone(*processes: psutil.Process) -> bool:
+    """Whether none of these runs. A zombie does not: whoever should collect it may be nobody's business."""
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
 class PlatformKit:
     """One `CHUTES_HOME` and the commands run against it."""
 
@@ -76,7 +81,7 @@ class PlatformKit:
             "CUDA_VISIBLE_DEVICES": "",
             "HF_ENDPOINT": "http://127.0.0.1:9",
         }
-        self.mark = mark_of(self.home)
+        self.place = place_of(self.home)
         if cache is None:
             self._install_synthetic_engine(directory / "cache" / "engines")
 
@@ -146,7 +151,7 @@ class PlatformKit:
 
     def engine_tree(self) -> list[psutil.Process]:
         """Minder, engine and its children."""
-        return marked(self.mark)
+        return found_in(self.place)
 
     def instance(self, name: str = NAME) -> dict[str, Any]:
         return next(chute for chute in self.json("ps") if chute["name"] == name)["instance"]

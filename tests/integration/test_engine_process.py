@@ -13,17 +13,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chutes.engine.process import PORTS, EngineProcess, free_port, mark_of, marked, sweep, tail
+from chutes.engine.process import PORTS, EngineProcess, found_in, free_port, place_of, sweep, tail
 from chutes.exception import EngineFailed
 
-# A tree like vLLM's: a child in the group, and a grandchild that left it for a session of its own.
+# A tree like vLLM's: a child in the group, and a grandchild that left it for a session of its own; neither
+# has an environment to be known by (vLLM's engine core overwrites its own).
 TREE = textwrap.dedent("""
     import os, signal, sys, time
     if os.fork() == 0:
         if os.fork() == 0:
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(600)
+        os.environ.clear()
+        os.execv(sys.executable, [sys.executable, "-S", "-c", "import time; time.sleep(600)"])
     print("up", flush=True)
     time.sleep(600)
 """)
@@ -36,14 +38,16 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def mark(tmp_path: Path):
-    mark = mark_of(tmp_path, "i1")
-    yield mark
-    sweep(mark)
+def place(tmp_path: Path):
+    place = place_of(tmp_path, "i1")
+    yield place
+    sweep(place)
 
 
-async def start(code: str, tmp_path: Path, mark: str) -> EngineProcess:
-    return await EngineProcess.start([sys.executable, "-c", code], dict(os.environ), tmp_path / "e.log", mark)
+async def start(code: str, tmp_path: Path, place: Path) -> EngineProcess:
+    return await EngineProcess.start(
+        [sys.executable, "-c", code], dict(os.environ), tmp_path / "e.log", place
+    )
 
 
 async def until(condition, seconds: float = 10.0) -> None:
@@ -54,39 +58,39 @@ async def until(condition, seconds: float = 10.0) -> None:
 
 async def grown(process: EngineProcess) -> None:
     """Until minder, engine, child and grandchild are there."""
-    await until(lambda: len(marked(process.mark)) == 4)
+    await until(lambda: len(found_in(process.place)) == 4)
 
 
-async def test_the_exit_status_and_the_last_words_come_through(tmp_path: Path, mark: str) -> None:
-    process = await start("import sys; print('last words'); sys.exit(7)", tmp_path, mark)
+async def test_the_exit_status_and_the_last_words_come_through(tmp_path: Path, place: Path) -> None:
+    process = await start("import sys; print('last words'); sys.exit(7)", tmp_path, place)
     assert await process.wait() == 7
     assert tail(process.log, 1000) == "last words\n"
 
 
-async def test_a_stop_leaves_nothing_even_of_those_who_left_the_group(tmp_path: Path, mark: str) -> None:
-    process = await start(TREE, tmp_path, mark)
+async def test_a_stop_leaves_nothing_even_of_those_who_left_the_group(tmp_path: Path, place: Path) -> None:
+    process = await start(TREE, tmp_path, place)
     await grown(process)
     await asyncio.wait_for(process.stop(), 5)
-    assert marked(mark) == []
+    assert found_in(place) == []
 
 
-async def test_the_engines_first_process_killed(tmp_path: Path, mark: str) -> None:
-    process = await start(TREE, tmp_path, mark)
+async def test_the_engines_first_process_killed(tmp_path: Path, place: Path) -> None:
+    process = await start(TREE, tmp_path, place)
     await grown(process)
     os.kill(process.pid, signal.SIGKILL)
     assert await asyncio.wait_for(process.wait(), 15) == 128 + signal.SIGKILL
-    assert marked(mark) == []
+    assert found_in(place) == []
 
 
-async def test_the_minder_killed(tmp_path: Path, mark: str) -> None:
-    process = await start(TREE, tmp_path, mark)
+async def test_the_minder_killed(tmp_path: Path, place: Path) -> None:
+    process = await start(TREE, tmp_path, place)
     await grown(process)
     os.kill(process.minder.pid, signal.SIGKILL)
     assert await asyncio.wait_for(process.wait(), 15) == 128 + signal.SIGKILL
-    assert marked(mark) == []
+    assert found_in(place) == []
 
 
-def test_the_platform_killed(tmp_path: Path, mark: str) -> None:
+def test_the_platform_killed(tmp_path: Path, place: Path) -> None:
     """A parent that starts an engine and is then killed: the minder ends the tree by itself."""
     code = textwrap.dedent(f"""
         import asyncio, os, sys
@@ -94,7 +98,7 @@ def test_the_platform_killed(tmp_path: Path, mark: str) -> None:
         from chutes.engine.process import EngineProcess
         async def main():
             command, log = [sys.executable, "-c", {TREE!r}], Path({str(tmp_path / "e.log")!r})
-            await EngineProcess.start(command, dict(os.environ), log, {mark!r})
+            await EngineProcess.start(command, dict(os.environ), log, Path({str(place)!r}))
             print("started", flush=True)
             await asyncio.sleep(600)
         asyncio.run(main())
@@ -106,22 +110,22 @@ def test_the_platform_killed(tmp_path: Path, mark: str) -> None:
         )
         assert parent.stdout is not None
         assert await asyncio.wait_for(parent.stdout.readline(), 20) == b"started\n"
-        await until(lambda: len(marked(mark)) == 4)
+        await until(lambda: len(found_in(place)) == 4)
         parent.kill()
         await parent.wait()
-        await until(lambda: marked(mark) == [], 20)
+        await until(lambda: found_in(place) == [], 20)
 
     asyncio.run(check())
 
 
-async def test_a_command_that_does_not_exist(tmp_path: Path, mark: str) -> None:
+async def test_a_command_that_does_not_exist(tmp_path: Path, place: Path) -> None:
     with pytest.raises(EngineFailed, match="No such file"):
-        await EngineProcess.start(["/no/such/python"], dict(os.environ), tmp_path / "e.log", mark)
+        await EngineProcess.start(["/no/such/python"], dict(os.environ), tmp_path / "e.log", place)
 
 
-async def test_the_log_is_rotated(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_log_is_rotated(tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chutes.engine.process.LOG_BYTES", 10_000)
-    process = await start("for n in range(5000): print(f'line {n:06}', flush=n % 100 == 0)", tmp_path, mark)
+    process = await start("for n in range(5000): print(f'line {n:06}', flush=n % 100 == 0)", tmp_path, place)
     await process.wait()
     files = sorted(path.name for path in tmp_path.glob("e.log*"))
     assert files == ["e.log", "e.log.1", "e.log.2", "e.log.3"]
@@ -129,15 +133,15 @@ async def test_the_log_is_rotated(tmp_path: Path, mark: str, monkeypatch: pytest
     assert tail(tmp_path / "e.log", 100).endswith("line 004999\n")
 
 
-async def test_a_flood_of_output_is_no_hindrance_to_stopping(tmp_path: Path, mark: str) -> None:
-    process = await start("while True: print('x' * 10000)", tmp_path, mark)
+async def test_a_flood_of_output_is_no_hindrance_to_stopping(tmp_path: Path, place: Path) -> None:
+    process = await start("while True: print('x' * 10000)", tmp_path, place)
     await asyncio.sleep(0.5)
     await asyncio.wait_for(process.stop(), 20)
-    assert marked(mark) == []
+    assert found_in(place) == []
 
 
-async def test_the_minder_is_small(tmp_path: Path, mark: str) -> None:
-    process = await start("import time; time.sleep(600)", tmp_path, mark)
+async def test_the_minder_is_small(tmp_path: Path, place: Path) -> None:
+    process = await start("import time; time.sleep(600)", tmp_path, place)
     used = psutil.Process(process.minder.pid).memory_info().rss
     await process.stop()
     assert used < 16 << 20, f"{used >> 10} KiB"

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.platform_kit import NAME, PlatformKit, platform, until
+from tests.integration.platform_kit import NAME, PlatformKit, gone, platform, until
 from tests.story import Story
 
 CHILDREN = 3
@@ -87,7 +87,7 @@ def test_the_engines_parent(kit: PlatformKit, story: Story) -> None:
     saw = stream.end()
     assert "error event" in saw
     took = recovery(kit, key, since)
-    assert not any(process.is_running() for process in (engine, *children))
+    assert gone(engine, *children)
     assert len(kit.engine_tree()) == 2 + CHILDREN
     story.tell(
         "synthetic", "the engine's parent (minder)", saw, f"engine restarted, answers after {took:.1f} s"
@@ -102,7 +102,7 @@ def test_the_engines_first_process(kit: PlatformKit, story: Story) -> None:
     saw = stream.end()
     assert "error event" in saw
     took = recovery(kit, key, since)
-    assert not any(process.is_running() for process in children)
+    assert gone(*children)
     assert len(kit.engine_tree()) == 2 + CHILDREN
     story.tell(
         "synthetic", "the engine's first process", saw, f"engine restarted, answers after {took:.1f} s"
@@ -132,7 +132,7 @@ def test_the_control_process(kit: PlatformKit, story: Story) -> None:
     control = kit.control()
     control.send_signal(signal.SIGKILL)
     saw = stream.end()
-    until(lambda: not any(p.is_running() for p in (minder, engine, *children, *workers)), 60)
+    until(lambda: gone(minder, engine, *children, *workers), 60)
     ended = time.monotonic() - since
     assert kit.engine_tree() == []
     kit.run("deploy", f"{NAME.replace('-', '_')}:chute")
@@ -146,10 +146,10 @@ def test_control_and_minder_at_once(kit: PlatformKit, story: Story) -> None:
     minder.suspend()  # so that it cannot react to its input closing
     kit.control().send_signal(signal.SIGKILL)
     minder.send_signal(signal.SIGKILL)
-    until(lambda: not engine.is_running(), 10)
+    until(lambda: gone(engine), 10)
     kit.run("ps", code=1)
     kit.run("deploy", f"{NAME.replace('-', '_')}:chute")
-    assert not any(process.is_running() for process in children)
+    assert gone(*children)
     assert len(kit.engine_tree()) == 2 + CHILDREN
     story.tell(
         "synthetic", "control and minder at once", "-", "the next platform swept the engine's children"

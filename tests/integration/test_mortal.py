@@ -9,7 +9,7 @@ import textwrap
 import psutil
 
 from chutes.mortal import mortal
-from tests.integration.platform_kit import until
+from tests.integration.platform_kit import gone, until
 
 
 def test_it_is_the_command() -> None:
@@ -33,4 +33,4 @@ def test_it_ends_with_a_killed_parent() -> None:
         child = psutil.Process(int(process.stdout.readline()))
         until(lambda: child.name() == "sleep")
         process.kill()
-    until(lambda: not child.is_running(), 5)
+    until(lambda: gone(child), 5)

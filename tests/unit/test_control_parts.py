@@ -26,7 +26,7 @@ CONTROL = Upstream("control", "127.0.0.1", 1, "token")
 
 def test_a_key_has_the_published_form_and_only_its_digest_is_kept() -> None:
     stored, text = keys.create("me", "laptop", 5.0)
-    assert keys.PATTERN.match(text)
+    assert keys.PATTERN.fullmatch(text)
     assert len(text) == 102
     assert stored.digest == key_digest(text)
     secret = text.rsplit(".", 1)[1]
@@ -35,7 +35,7 @@ def test_a_key_has_the_published_form_and_only_its_digest_is_kept() -> None:
     assert text.split(".")[1] == keys.create("me", "other", 5.0)[1].split(".")[1], "same user, same middle"
 
 
-@pytest.mark.parametrize("name", ["", " x", "x" * 25])
+@pytest.mark.parametrize("name", ["", " x", "x" * 25, "x\n"])
 def test_a_key_needs_a_name(name: str) -> None:
     with pytest.raises(InvalidSpec):
         keys.create("me", name, 0.0)
@@ -84,6 +84,7 @@ def world_with(*reports: Report) -> World:
         CordSpec(
             function="chat",
             path="/chat",
+            passthrough=True,
             passthrough_path="/v1/chat/completions",
             public_api_path="/v1/chat/completions",
         )

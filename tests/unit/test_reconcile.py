@@ -129,13 +129,27 @@ def test_a_fatal_reason_is_not_tried_again() -> None:
     assert house.take(Tick()) == []
 
 
-def test_old_failures_are_forgiven() -> None:
+def test_failures_are_forgiven_once_an_instance_has_served_for_a_while() -> None:
     house = House()
     house.take(Deployed(deployment()))
     for number in range(1, 20):
-        house.report(f"i{number}", Phase.FAILED, reason=Reason("crash"))
+        house.make_ready(f"i{number}")
         house.now += 700
+        house.report(f"i{number}", Phase.FAILED, reason=Reason("crash"))
+        house.now += 1
         assert [type(effect) for effect in house.take(Tick())] == [Start]
+
+
+def test_a_slow_crash_loop_ends_too() -> None:
+    house = House()
+    house.take(Deployed(deployment()))
+    for number in range(1, 20):
+        house.now += 700  # loading
+        house.report(f"i{number}", Phase.FAILED, reason=Reason("crash"))
+        house.now += 100
+        house.take(Tick())
+    assert "id-m" in house.world.given_up
+    assert len(house.world.instances) <= KEPT_ENDED
 
 
 def test_late_reports_do_not_bring_an_instance_back() -> None:
@@ -162,8 +176,10 @@ def test_ended_instances_are_kept_for_a_while_only() -> None:
     house = House()
     house.take(Deployed(deployment()))
     for number in range(1, 40):
-        house.report(f"i{number}", Phase.FAILED, reason=Reason("crash"))
+        house.make_ready(f"i{number}")
         house.now += 700
+        house.report(f"i{number}", Phase.FAILED, reason=Reason("crash"))
+        house.now += 1
         house.take(Tick())
     ended = [instance for instance in house.world.instances.values() if instance.phase.over]
     assert len(ended) == KEPT_ENDED

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 from chutes.chute.base import Chute
 from chutes.chute.node_selector import NodeSelector
@@ -206,7 +207,8 @@ def build_vllm_chute(
 def _name_and_model(model_name: str) -> tuple[str, str]:
     if not isinstance(model_name, str) or not model_name.strip():
         raise InvalidSpec(f"model_name={model_name!r} is empty.", "Give a hub id such as 'Qwen/Qwen3-8B'.")
-    if model_name.startswith(("/", "./", "../", "~")):
-        path = Path(model_name).expanduser().resolve()
+    if model_name.startswith(("/", "./", "../", "~", "file://")):
+        text = unquote(urlparse(model_name).path) if model_name.startswith("file://") else model_name
+        path = Path(text).expanduser().resolve()
         return path.name, str(path)
     return model_name, model_name
