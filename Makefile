@@ -9,15 +9,23 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint,bench]'
+	@echo "Installing chutes and what its tests need into .venv (two or three minutes) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint,bench]'
+	@touch $@ .venv/demo
+
+.venv/demo: pyproject.toml
+	@echo "Installing chutes into .venv (about a minute) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-demo: .venv/installed ## deploy a small model and ask it a question
+demo: .venv/demo ## deploy a small model and ask it a question
 	@url=$$($(BIN)/chutes deploy --yes $(REF)) && \
 	CHUTES_URL=$$url CHUTES_API_KEY=$$($(BIN)/chutes keys create --name demo-$$$$ 2>/dev/null) \
 		$(BIN)/python examples/ask.py "What is the capital of France?"; \
-	status=$$?; $(BIN)/chutes keys delete demo-$$$$ 2>/dev/null; exit $$status
+	status=$$?; $(BIN)/chutes keys delete demo-$$$$ 2>/dev/null; \
+	test $$status != 0 || echo "It is still running: $(BIN)/chutes ps, $(BIN)/chutes down"; exit $$status
 
 test: lint unit integration e2e ## everything that CI runs
 

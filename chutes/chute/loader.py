@@ -10,6 +10,8 @@ import difflib
 import importlib
 import importlib.machinery
 import importlib.util
+import inspect
+import re
 import sys
 import tokenize
 import traceback
@@ -136,13 +138,16 @@ def _module(where: str, here: Path) -> _Target:
 def _nearby(directory: Path, name: str) -> str:
     """A proposal from the Python files that are there."""
     if not directory.is_dir():
-        return f"The directory {directory} does not exist either."
+        siblings = [p.name for p in directory.parent.glob("*/") if not p.name.startswith(".")]
+        near = difflib.get_close_matches(directory.name, siblings, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"There is no directory {directory} either.{hint}"
     files = sorted(p.name for p in directory.glob("*.py") if p.name != "__init__.py")
     near = difflib.get_close_matches(name, files, n=3, cutoff=0.5)
     if near:
         return f"Did you mean {' or '.join(near)}?"
     if not files:
-        return f"There are no Python files in {directory}."
+        return f"There are no Python files in {directory}. `templates.vllm_chute:chute` is always there."
     shown = ", ".join(files[:8]) + (", …" if len(files) > 8 else "")
     return f"Python files in {directory}: {shown}."
 
@@ -292,8 +297,25 @@ def _missing_import(error: ModuleNotFoundError, target: _Target) -> BadReference
     )
 
 
+def _keyword(said: str) -> str:
+    """The argument that was meant, where Python only says which one is not there."""
+    found = re.match(r"(?:\w+\.)*(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", said)
+    if found is None:
+        return ""
+    from chutes.chute.base import Chute
+    from chutes.chute.template.vllm import build_vllm_chute
+
+    functions = {"build_vllm_chute": build_vllm_chute, "Chute": Chute, "__init__": Chute}
+    if (function := functions.get(found[1])) is None:
+        return ""
+    near = difflib.get_close_matches(found[2], inspect.signature(function).parameters, n=1)
+    return f"Did you mean {near[0]}=?" if near else ""
+
+
 def _raised(error: BaseException, target: _Target, ref: str) -> BadReference:
     said = str(error).strip()
     what = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    fix = error.fix if isinstance(error, ChutesError) else f"Mend it, then load {ref} again."
+    fix = (
+        error.fix if isinstance(error, ChutesError) else _keyword(said) or f"Mend it, then load {ref} again."
+    )
     return BadReference(f"{_line(error, target)}: loading the chute raised {what}", fix)

@@ -12,11 +12,12 @@ from urllib.parse import quote
 
 import httpx2
 
+from chutes import exception
 from chutes.cli import output
 from chutes.config import Config
 from chutes.control.running import Running, find_running, make_home
 from chutes.engine.process import tail
-from chutes.exception import AuthenticationRequired, ChutesError, NotFound, PlatformUnreachable
+from chutes.exception import AuthenticationRequired, ChutesError, PlatformUnreachable
 
 # Cold imports on a slow disk take seconds; a platform that has not answered after this never will.
 START_SECONDS = 60.0
@@ -75,13 +76,16 @@ class Platform:
 
 
 def _error(response: httpx2.Response) -> ChutesError:
+    """The platform's own exception again, so that it means the same exit code here as there."""
     try:
         error = response.json()["error"]
-        message, fix = error["message"], error.get("fix", "")
+        message, fix, name = error["message"], error.get("fix", ""), str(error.get("type", ""))
     except (ValueError, KeyError, TypeError):
-        message, fix = f"The platform answered {response.status_code}: {response.text[:300]}", ""
-    kinds = {401: AuthenticationRequired, 403: AuthenticationRequired, 404: NotFound}
-    return kinds.get(response.status_code, ChutesError)(message, fix)
+        message, fix, name = f"The platform answered {response.status_code}: {response.text[:300]}", "", ""
+    kind = getattr(exception, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, ChutesError)):
+        kind = AuthenticationRequired if response.status_code in (401, 403) else ChutesError
+    return kind(message, fix)
 
 
 def connect(config: Config) -> Platform:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import shutil
+import textwrap
 import time
+from collections.abc import Callable
 from typing import Any
 
 from chutes import config as settings
@@ -15,7 +18,7 @@ from chutes.control.deploying import Draft, check_arguments, draft
 from chutes.control.views import ChuteView, DeployView, InstanceView
 from chutes.engine import vllm
 from chutes.engine.lifecycle import Phase
-from chutes.exception import ChutesError, EngineFailed, UsageError
+from chutes.exception import ChutesError, EngineFailed
 
 POLL_SECONDS = 0.25
 
@@ -33,11 +36,14 @@ def deploy(ref: str, *, yes: bool, wait: bool, as_json: bool, dry_run: bool, str
         _show(DeployView(draft=worked_out), as_json)
         return
     platform = client.connect_or_start(config)
+    if spec.engine is not None and spec.engine.args:
+        output.note("Having the engine's own parser check engine_args (some seconds if they are new) …")
     if not yes and output.on_terminal():
         preview = _post(platform, spec, dry_run=True)
         _describe(preview.draft)
         if not output.confirm(f"Deploy {spec.name}?"):
-            raise UsageError("Nothing was deployed.")
+            output.note("Nothing was deployed.")
+            raise SystemExit(1)
         view = _post(platform, spec)
     else:
         view = _post(platform, spec)
@@ -46,8 +52,13 @@ def deploy(ref: str, *, yes: bool, wait: bool, as_json: bool, dry_run: bool, str
     assert view.chute is not None
     if view.unchanged and view.chute.phase == Phase.READY:
         output.note(f"{spec.name} runs in this very version already.")
+        if not as_json:
+            output.say(f"{platform.url}/v1")
+            return
     if not wait:
-        _show(view, as_json) if as_json else output.note("Deploying; `chutes ps` shows how far it is.")
+        output.document(_document(view)) if as_json else output.note(
+            "Deploying; `chutes ps` shows how far it is."
+        )
         return
     try:
         ready = _wait(platform, view.chute)
@@ -57,9 +68,7 @@ def deploy(ref: str, *, yes: bool, wait: bool, as_json: bool, dry_run: bool, str
         )
         raise
     if as_json:
-        output.document(
-            {**view.model_dump(mode="json"), "chute": ready.model_dump(mode="json"), "url": platform.url}
-        )
+        output.document({**_document(view), "chute": ready.model_dump(mode="json"), "url": platform.url})
     else:
         _invite(platform, ready)
 
@@ -108,15 +117,20 @@ def _failure(view: ChuteView, instance: InstanceView) -> EngineFailed:
 
 
 def _show(view: DeployView, as_json: bool) -> None:
+    """A dry run's plan is its answer: all of it goes to standard output."""
     if as_json:
-        output.document(view.model_dump(mode="json"))
+        output.document(_document(view))
     else:
-        _describe(view.draft)
-        command = _command(view.draft)
-        output.say("  would run   " + " ".join(map(shlex.quote, command)))
+        _describe(view.draft, output.say)
+        output.say("  would run   " + " ".join(map(shlex.quote, _command(view.draft))))
 
 
-def _describe(worked_out: Draft) -> None:
+def _document(view: DeployView) -> dict[str, Any]:
+    """For a script: everything but the chute file's text and the cords' schemas, which it has already."""
+    return view.model_dump(mode="json", exclude={"draft": {"spec": {"code", "cords"}}})
+
+
+def _describe(worked_out: Draft, tell: Callable[[str], None] = output.note) -> None:
     """The plan, one fact a line."""
     spec, chosen = worked_out.spec, worked_out.plan
     lines: list[tuple[str, str]] = [
@@ -131,9 +145,20 @@ def _describe(worked_out: Draft) -> None:
     lines.append(("version", worked_out.version))
     if chosen.problem:
         lines += [("!! no fit", chosen.problem), ("fix", chosen.fix)]
+    width = shutil.get_terminal_size((110, 24)).columns
     previous = ""
     for label, text in lines:
-        output.note(f"  {'' if label == previous else label:<11} {text}")
+        head = f"  {'' if label == previous else label:<11} "
+        tell(
+            textwrap.fill(
+                text,
+                width,
+                initial_indent=head,
+                subsequent_indent=" " * len(head),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
         previous = label
 
 

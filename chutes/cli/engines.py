@@ -61,9 +61,10 @@ def install(engine: str, as_json: bool) -> None:
 
 def remove(engine: str, as_json: bool) -> None:
     config = settings.load()
+    release = _find(engine)
     if find_running(config) is not None:
-        raise ChutesError("A platform is running and may be using it.", "`chutes down` first.")
-    freed = environment.remove(config.engines, _find(engine).id)
+        raise ChutesError(f"A platform is running and may be using {engine}.", "`chutes down` first.")
+    freed = environment.remove(config.engines, release.id)
     if as_json:
         output.document({"id": engine, "freed_bytes": freed})
     else:

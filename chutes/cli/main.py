@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chutes.exception import ChutesError
+from chutes.exception import ChutesError, UsageError
 
 app = typer.Typer(
     help="Deploy models with one Python file, on your own machines.",
@@ -35,7 +35,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Gateway processes.")] = None,
 ) -> None:
-    """Run the platform in the foreground: gateway, control and what is deployed."""
+    """Run the platform in the foreground."""
     from chutes.cli import platform
 
     platform.serve(host, port, workers)
@@ -60,7 +60,7 @@ def deploy(
     public: Annotated[bool, typer.Option("--public", hidden=True)] = False,
     accept_fee: Annotated[bool, typer.Option("--accept-fee", hidden=True)] = False,
 ) -> None:
-    """Turn a chute into an OpenAI-compatible endpoint; starts a platform if none runs."""
+    """Turn a chute into an endpoint that answers."""
     from chutes.cli import deploy as command
 
     # Published flags that mean nothing on one's own machines are taken, so that scripts go on working.
@@ -103,7 +103,7 @@ def run(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
 ) -> None:
-    """Run one chute in the foreground, without a platform and without keys."""
+    """Run one chute in the foreground, without keys."""
     from chutes.cli import run as command
 
     command.run(ref, dev, host, port)
@@ -119,7 +119,8 @@ def doctor(json: Json = False) -> None:
 
 @keys.command("create")
 def keys_create(
-    name: Annotated[str, typer.Option("--name", help="1 to 24 characters.")],
+    name: Annotated[str | None, typer.Argument(help="1 to 24 characters.")] = None,
+    named: Annotated[str | None, typer.Option("--name", help="The same.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May also manage the platform.")] = False,
     chutes: Annotated[list[str] | None, typer.Option("--chute", help="Only this chute (repeatable).")] = None,
     json: Json = False,
@@ -127,7 +128,9 @@ def keys_create(
     """Make a key. It is shown once."""
     from chutes.cli import keys as command
 
-    command.create(name, admin, chutes, json)
+    if (given := name or named) is None:
+        raise UsageError("A key needs a name.", "chutes keys create NAME")
+    command.create(given, admin, chutes, json)
 
 
 @keys.command("list")
@@ -194,7 +197,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the program: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the program: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted (which typer sees to)."""
     from chutes.cli import output
 
     try:
@@ -202,9 +205,6 @@ def main() -> None:
     except ChutesError as error:
         output.failure(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        output.note("interrupted")
-        sys.exit(130)
     except BrokenPipeError:  # `chutes logs | head`
         sys.stderr.close()
         sys.exit(0)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from chutes.exception import ChutesError
 
+BAR_CELLS = 20
 REPEAT_SECONDS = 10.0  # a piped progress line is said again after this long, so that a log shows life
 
 
@@ -61,7 +62,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         from rich.markup import escape
         from rich.table import Table
 
-        drawn = Table(*head, box=None, pad_edge=False, header_style="bold")
+        drawn = Table(box=None, pad_edge=False, header_style="bold")
+        for name in head:
+            # A name is there to be copied: it is never cut. Long remarks wrap.
+            drawn.add_column(name, no_wrap=name == "NAME", overflow="fold")
         for row in rows:
             drawn.add_row(*map(escape, row))
         Console().print(drawn)
@@ -103,30 +107,30 @@ class PlainProgress:
 
 
 class TerminalProgress:
-    """One line that is drawn over: phase, what it does, a bar when there is a total, time."""
+    """One line that is drawn over: time, phase, a bar when there is a total, what it does."""
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
+        from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self._progress = RichProgress(
             SpinnerColumn(),
-            TextColumn("[bold]{task.fields[phase]}"),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
             TimeElapsedColumn(),
+            TextColumn("[bold]{task.fields[phase]}"),
+            TextColumn("{task.fields[share]}"),
+            TextColumn("{task.description}", markup=False),
             console=Console(stderr=True),
             transient=True,
         )
-        self._task = self._progress.add_task("", phase="", total=None)
+        self._task = self._progress.add_task("", phase="", share="", total=None)
         self._progress.start()
 
     def show(self, phase: str, detail: str = "", done: int = 0, total: int = 0) -> None:
-        self._progress.update(
-            self._task, description=detail[:80], phase=phase, completed=done, total=total or None
-        )
+        # A bar of our own: rich's takes the width that the words need when a total is not known.
+        filled = round(BAR_CELLS * done / total) if total else 0
+        share = f"{'━' * filled}{'╌' * (BAR_CELLS - filled)} {done / total:4.0%}" if total else ""
+        self._progress.update(self._task, description=detail[:60], phase=phase, share=share)
 
     def close(self) -> None:
         self._progress.stop()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 import time
 from dataclasses import replace
 
@@ -16,7 +17,9 @@ from chutes.cli import client, output
 from chutes.control.running import find_running
 from chutes.control.views import ChuteView
 from chutes.engine.process import found_in, place_of, sweep
-from chutes.exception import ChutesError, UsageError
+from chutes.exception import ChutesError
+
+WHAT_CHARACTERS = 100  # a reason in full is in `ps --json` and in the logs
 
 # Draining takes up to 10 s at the gateway, then engines get 25 s and the kill 5.
 DOWN_SECONDS = 60.0
@@ -70,16 +73,15 @@ def ps(as_json: bool) -> None:
         output.note("Nothing is deployed. Try: chutes deploy templates.vllm_chute:chute")
         return
     output.table(
-        ["NAME", "PHASE", "SINCE", "INSTANCE", "ENGINE", "ON", "WHAT"],
-        [_row(view, time.time()) for view in views],
+        ["NAME", "PHASE", "SINCE", "ENGINE", "ON", "WHAT"], [_row(view, time.time()) for view in views]
     )
 
 
 def _row(view: ChuteView, now: float) -> list[str]:
     instance = view.instance
     if instance is None:
-        return [view.name, view.phase, "", "", view.engine, view.accelerator, ""]
-    what = instance.reason or instance.detail
+        return [view.name, view.phase, "", view.engine, view.accelerator, ""]
+    what = textwrap.shorten(instance.reason or instance.detail, WHAT_CHARACTERS, placeholder=" …")
     if instance.total:
         what += f" {instance.done / instance.total:.0%}"
     if view.retry_in_seconds is not None:
@@ -87,7 +89,7 @@ def _row(view: ChuteView, now: float) -> list[str]:
     if view.given_up:
         what += " Not tried again until it is deployed again."
     since = output.age(now - instance.changed_at)
-    return [view.name, view.phase, since, instance.instance_id, view.engine, view.accelerator, what]
+    return [view.name, view.phase, since, view.engine, view.accelerator, what]
 
 
 def logs(name: str, follow: bool, lines: int) -> None:
@@ -104,7 +106,8 @@ def delete(name: str, yes: bool, as_json: bool) -> None:
     platform = client.connect(settings.load())
     view = platform.call("GET", client.named("chutes", name))
     if not yes and output.on_terminal() and not output.confirm(f"Stop {view['name']} and forget it?"):
-        raise UsageError("Nothing was deleted.")
+        output.note("Nothing was deleted.")
+        raise SystemExit(1)
     answer = platform.call("DELETE", f"/chutes/{view['chute_id']}")
     if as_json:
         output.document(answer)

@@ -37,7 +37,9 @@ async def _serve(chute: Chute, ref: str, host: str, port: int) -> None:
     import uvicorn
 
     from chutes.control.serve import Server
+    from chutes.control.workers import listen
 
+    sockets = listen(host, port, slots=1)  # before the engine: a taken port must not cost a minute
     config = settings.load()
     # A place of its own: neither the platform nor another such command may take this engine for theirs.
     fleet = DevFleet(replace(config, home=config.home / "dev" / str(os.getpid())))
@@ -57,7 +59,7 @@ async def _serve(chute: Chute, ref: str, host: str, port: int) -> None:
             await fleet.engine_for(chute, ref)
         await chute.initialize()
         output.note(f"Serving {chute.name} on http://{host}:{port} (Ctrl-C stops it).")
-        await server.serve()
+        await server.serve(sockets)
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None
     finally:

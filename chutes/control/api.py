@@ -14,12 +14,13 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import chutes
 from chutes.control.deploying import check_arguments, draft
 from chutes.control.platform import Platform
+from chutes.control.reconcile import Instance
 from chutes.control.views import ChuteView, DeployRequest, DeployView, InstanceView, KeyRequest, KeyView
 from chutes.engine.process import tail
 from chutes.exception import AuthenticationRequired, ChutesError, DoesNotFit, NotFound
@@ -106,6 +107,16 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
             ChuteView.of(deployment, platform.world) for deployment in platform.world.deployments.values()
         ]
 
+    def logs_of(instance: Instance, follow: bool, backfill: int) -> Response:
+        def over() -> bool:
+            now = platform.world.instances.get(instance.id)
+            return now is None or now.phase.over
+
+        path = platform.fleet.log_path(instance.id)
+        if not path.exists() and not follow:
+            return PlainTextResponse(f"No log yet: {instance.phase} ({instance.detail}).\n")
+        return _logs(path, follow, backfill, over)
+
     # Names hold slashes, so `{name:path}` swallows the rest of the URL: longer routes come first.
     @app.get("/chutes/{name:path}/logs")
     async def chute_logs(name: str, follow: bool = False, backfill: int = 200) -> Response:
@@ -113,13 +124,14 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
         instance = platform.current(deployment)
         if instance is None:
             raise NotFound(f"{deployment.spec.name!r} has had no instance yet.")
-        return _logs(platform.fleet.log_path(instance.id), follow, backfill)
+        return logs_of(instance, follow, backfill)
 
     @app.get("/instances/{instance_id}/logs")
     async def instance_logs(instance_id: str, follow: bool = False, backfill: int = 200) -> Response:
-        if instance_id not in platform.world.instances:
+        instance = platform.world.instances.get(instance_id)
+        if instance is None:
             raise NotFound(f"There is no instance {instance_id!r}.", "`chutes ps --json` shows them.")
-        return _logs(platform.fleet.log_path(instance_id), follow, backfill)
+        return logs_of(instance, follow, backfill)
 
     @app.get("/instances/")
     async def instances() -> list[InstanceView]:
@@ -150,30 +162,35 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
     return app
 
 
-def _logs(path: Path, follow: bool, backfill: int) -> Response:
+def _logs(path: Path, follow: bool, backfill: int, over: Callable[[], bool]) -> Response:
     """The last `backfill` lines of a log as plain text, then, when following, what is added."""
     if not follow:
         lines = tail(path, BACKFILL_BYTES).splitlines(keepends=True)
         return Response("".join(lines[-backfill:] if backfill else []), media_type="text/plain")
-    return StreamingResponse(_follow(path, backfill), media_type="text/plain")
+    return StreamingResponse(_follow(path, backfill, over), media_type="text/plain")
 
 
-async def _follow(path: Path, backfill: int) -> AsyncIterator[bytes]:
-    """Yields whatever is appended, across rotation, until the reader leaves."""
+async def _follow(path: Path, backfill: int, over: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """Yields whatever is appended, across rotation, until the reader leaves or nobody can write any more."""
     file = None
     try:
         while file is None:
             if path.exists():
                 file = path.open("rb")
+            elif over():
+                return
             else:
                 await asyncio.sleep(FOLLOW_SECONDS)
         file.seek(max(0, path.stat().st_size - BACKFILL_BYTES))
         lines = file.read().splitlines(keepends=True)
         yield b"".join(lines[-backfill:] if backfill else [])
         while True:
+            ended = over()  # asked before reading: what was written until then is read below
             if data := file.read(BACKFILL_BYTES):
                 yield data
                 continue
+            if ended:
+                return
             # Nothing more in this one: if its name has gone to a new file, that is where it goes on.
             if path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 file.close()

@@ -16,6 +16,7 @@ from chutes.engine.environment import is_installed
 from chutes.engine.release import find
 from chutes.exception import InvalidSpec, ModelError
 from chutes.hardware import devices, plan, profiles
+from chutes.image.standard.vllm import VLLM
 from chutes.model import source as model
 from chutes.model.facts import ModelFacts
 from chutes.model.source import ModelSource
@@ -117,15 +118,11 @@ def version_of(spec: ChuteSpec, source: ModelSource, chosen: plan.Plan) -> str:
 
 
 def _notes(spec: ChuteSpec, chosen: plan.Plan) -> list[str]:
-    notes = [
-        f"one instance is started now and kept: max_instances={spec.max_instances}, "
-        f"scaling_threshold={spec.scaling_threshold} and "
-        f"shutdown_after_seconds={spec.shutdown_after_seconds} are stored and not acted on yet"
-    ]
+    notes = ["one instance is started now and kept; max_instances and its like are stored, not acted on yet"]
     args = spec.engine.args if spec.engine else []
     if chosen.accelerator == "cpu" and any("bfloat16" in arg for arg in args):
         notes.append("engine_args ask for bfloat16, in which this engine gives wrong text on a CPU")
-    if spec.image:
+    if spec.image not in ("", VLLM):
         notes.append(f"image {spec.image!r} is not used: the engine runs in an environment of its own")
     own = [cord.function for cord in spec.cords if not cord.passthrough]
     own += [job.name for job in spec.jobs] + spec.hooks

@@ -34,7 +34,7 @@ from chutes.control.routes import current, table
 from chutes.control.store import Store
 from chutes.control.workers import Workers
 from chutes.engine.lifecycle import Phase
-from chutes.exception import NotFound
+from chutes.exception import AlreadyExists, NotFound
 from chutes.fleet.base import Launch, Report
 from chutes.fleet.local import LocalFleet
 from chutes.wire import Table, Upstream, UpstreamLost
@@ -95,6 +95,13 @@ class Platform:
     async def deploy(self, draft: Draft) -> Deployment:
         """Make a draft the version that should run. The running version again only restarts a failed one."""
         known = self.world.deployments.get(draft.spec.uid)
+        for other in self.world.deployments.values():
+            # Clients know a chute by its name alone: a second one would get some of the first one's requests.
+            if other.chute_id != draft.spec.uid and other.spec.name.lower() == draft.spec.name.lower():
+                raise AlreadyExists(
+                    f"{other.spec.name!r} is deployed already, by user {other.spec.username!r}.",
+                    f"`chutes delete {other.spec.name}` first, or give this chute another name.",
+                )
         deployment = draft.deployment(known.created if known else time.time())
         self.store.save_deployment(deployment)
         await self.submit(Deployed(deployment))

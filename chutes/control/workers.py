@@ -70,7 +70,8 @@ def listen(host: str, port: int, slots: int, shared: bool = False) -> list[socke
             listener.close()
         raise PortTaken(
             f"{host}:{port} cannot be listened on: {error.strerror}.",
-            f"See who has it with `ss -ltnp 'sport = :{port}'`, or choose another: CHUTES_PORT={port + 1}.",
+            f"See who has it with `ss -ltnp 'sport = :{port}'`, or take another: "
+            f"CHUTES_PORT={port + 1}, or --port {port + 1}.",
         ) from None
     return sockets
 

@@ -57,7 +57,7 @@ _CAUSES = (
         "Lower --max-model-len in engine_args, or give the chute more memory.",
     ),
     _cause(
-        r"(User-specified max_model_len[^\n]*)",
+        r"(User-specified max_model_len[^\n.]*)",
         "The context length is more than the model has: {0}",
         "Lower --max-model-len in engine_args.",
     ),
@@ -141,13 +141,6 @@ def diagnose(log_tail: str, exit_code: int | None) -> Reason:
             f"The engine was ended by signal {exit_code - 128}.", "See `chutes logs`.", False, lines
         )
     return Reason(f"The engine ended by itself with status {exit_code}.", "See `chutes logs`.", False, lines)
-
-
-def last_words(log_tail: str) -> str:
-    """The last line of a log as one short remark: what a loading engine is doing."""
-    lines = [line.strip() for line in _strip_prefixes(log_tail).splitlines() if line.strip()]
-    # A progress bar draws over its line with carriage returns: the last stroke counts.
-    return lines[-1].rsplit("\r", 1)[-1][:120] if lines else "starting the engine"
 
 
 def _strip_prefixes(text: str) -> str:

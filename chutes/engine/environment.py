@@ -212,7 +212,7 @@ class _Counter:
             what = line.removeprefix("Downloading ").rsplit("/", 1)[-1]
             self.progress(f"downloading {what}", self.done / self.total * self.DOWNLOADS)
         elif line.startswith("Installing collected packages") and self.done >= self.total:
-            self.progress(f"installing {self.total} packages", self.DOWNLOADS)
+            self.progress(f"installing {self.total} packages (a minute or two)", self.DOWNLOADS)
 
 
 async def _step(

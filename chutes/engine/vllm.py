@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -145,6 +146,23 @@ def defaults(accelerator: str, args: Sequence[str], tensor_parallel_size: int = 
         if not any(flag.startswith(one) for one in have)
         for word in words
     ]
+
+
+# What vLLM's log says on the way, in its order, and what that means to a person who waits.
+_MILESTONES = (
+    (re.compile("Starting to load model|Loading weights"), "loading the weights"),
+    (re.compile(r"KV cache size: ([\d,]+ tokens)"), "room for {0} in the KV cache, warming up"),
+    (re.compile("Application startup complete"), "about to answer"),
+)
+
+
+def milestone(log: str) -> str:
+    """How far a starting server is, from its log: one short remark."""
+    reached = "starting the engine"
+    for pattern, remark in _MILESTONES:
+        if found := pattern.search(log):
+            reached = remark.format(*found.groups())
+    return reached
 
 
 def given(args: Sequence[str]) -> set[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from chutes.config import Config
 from chutes.engine import vllm
 from chutes.engine.command import inherited
-from chutes.engine.diagnosis import Reason, diagnose, last_words
+from chutes.engine.diagnosis import Reason, diagnose
 from chutes.engine.environment import Environment, ensure
 from chutes.engine.lifecycle import Phase
 from chutes.engine.process import EngineProcess, ask, free_port, place_of, sweep, tail
@@ -223,7 +223,9 @@ class LocalFleet:
                 done, _ = await asyncio.wait({ended}, timeout=POLL_SECONDS)
                 if done:
                     raise _ended(process, ended.result())
-                self._tell(launch, Phase.LOADING, last_words(tail(process.log, 4096)), pid=process.pid)
+                self._tell(
+                    launch, Phase.LOADING, vllm.milestone(tail(process.log, LOG_TAIL_BYTES)), pid=process.pid
+                )
                 if time.monotonic() > deadline:
                     raise EngineFailed(
                         f"The engine did not answer within {LOAD_SECONDS:.0f} s.",

@@ -32,9 +32,7 @@ class Access:
         """
         text = headers.get(b"authorization") or headers.get(b"x-api-key")
         if not text:
-            raise Refusal(
-                401, "missing_api_key", "No API key was sent: it is missing.", MAKE_ONE, headers=CHALLENGE
-            )
+            raise Refusal(401, "missing_api_key", "No API key was sent.", MAKE_ONE, headers=CHALLENGE)
         key = self._by_digest.get(wire.key_digest(text[text.rfind(b" ") + 1 :]))
         if key is None:
             raise Refusal(

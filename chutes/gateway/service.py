@@ -19,13 +19,17 @@ from chutes.gateway.http import RequestHead
 from chutes.gateway.routing import MODELS_PATHS, Routes, no_such_path
 from chutes.gateway.upstream import Group, Upstreams
 
-FOR_ENGINES = tuple(
-    (name.lower(), name + b": %b\r\n")
-    for name in (b"Content-Type", b"Accept", b"User-Agent", b"Traceparent", b"Tracestate")
-)
+
+def _forwarded(*names: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name.lower(), name + b": %b\r\n") for name in names)
+
+
+FOR_ENGINES = _forwarded(b"Accept", b"User-Agent", b"Traceparent", b"Tracestate")
 """Request headers that an engine gets. Never the client's key or cookies; no Accept-Encoding either, as
 an error event could not be added to a compressed stream."""
-FOR_CONTROL = FOR_ENGINES[:2]
+FOR_CONTROL = _forwarded(b"Content-Type", b"Accept")
+JSON_BODY = b"Content-Type: application/json\r\n"
+"""What a body is that a model was found in, whatever the client calls it: `curl -d` alone calls it a form."""
 
 STATIC = {b"/": answers.WELCOME, b"/ping": answers.PING, b"/health": answers.HEALTHY}
 MODEL_PREFIXES = tuple(path + b"/" for path in MODELS_PATHS)
@@ -171,7 +175,9 @@ class Service:
         if not group.instances:
             raise answers.not_ready(route, limits.RETRY_AFTER_SECONDS)
         line = b"POST %b%b" % (inner, request.query)
-        return Order(group, route.name, line, _fields(request, FOR_ENGINES, body), body, repeatable=True)
+        return Order(
+            group, route.name, line, [JSON_BODY, *_fields(request, FOR_ENGINES, body)], body, repeatable=True
+        )
 
     def _from_memory(self, request: RequestHead, now: float) -> Answer:
         path = request.path
@@ -239,7 +245,7 @@ def _wrong_method(allowed: bytes) -> Refusal:
     return Refusal(
         405,
         "method_not_allowed",
-        "This path has another method.",
+        f"This path is asked with {text}.",
         f"Use {text}.",
         headers=b"Allow: %b\r\n" % allowed,
     )

@@ -99,7 +99,8 @@ def _on_cpu(
 ) -> Plan:
     defaults = profiles.engines[engine]["cpu"]
     why = f" ({machine.gpu_problem})" if machine.gpu_problem else ""
-    reasons.append(f"no GPU here{why}: {engine} runs on {machine.cpus} CPU cores in float32")
+    asked = f", and the chute asks for {selector.gpu_count}" if selector.gpu_count > 1 else ""
+    reasons.append(f"no GPU here{why}{asked}: {engine} runs on {machine.cpus} CPU cores in float32")
     weights = facts.parameters * BYTES_FLOAT32 if facts is not None and facts.parameters else None
     chosen = Plan(accelerator="cpu", engine=engine, engine_version=defaults.version, weights_bytes=weights)
     small = profiles.tiers[0]

@@ -95,10 +95,11 @@ def test_the_platform_killed(tmp_path: Path, place: Path) -> None:
     code = textwrap.dedent(f"""
         import asyncio, os, sys
         from pathlib import Path
-        from chutes.engine.process import EngineProcess
+        from chutes.engine import process
+        process.STOP_GRACE_SECONDS = 1.0
         async def main():
             command, log = [sys.executable, "-c", {TREE!r}], Path({str(tmp_path / "e.log")!r})
-            await EngineProcess.start(command, dict(os.environ), log, Path({str(place)!r}))
+            await process.EngineProcess.start(command, dict(os.environ), log, Path({str(place)!r}))
             print("started", flush=True)
             await asyncio.sleep(600)
         asyncio.run(main())

@@ -128,6 +128,23 @@ def test_names_are_names_and_not_paths(kit: PlatformKit) -> None:
     assert kit.json("keys", "list") == []
 
 
+def test_a_name_belongs_to_one_chute(kit: PlatformKit) -> None:
+    kit.run("deploy", kit.chute())
+    path = kit.directory / "tiny_model.py"
+    path.write_text(path.read_text().replace("'tester'", "'somebody'"))
+    done = kit.run("deploy", "tiny_model:chute", code=1)
+    assert "deployed already, by user 'tester'" in done.stderr
+    assert len(kit.json("ps")) == 1
+
+
+def test_a_body_is_json_whatever_the_client_calls_it(kit: PlatformKit) -> None:
+    kit.run("deploy", kit.chute())
+    body = {"model": NAME, "fake": {"do": "echo"}}
+    status, echoed = kit.ask(kit.key(), body=body, **{"Content-Type": "application/x-www-form-urlencoded"})
+    assert status == 200
+    assert b"application/json" in echoed
+
+
 def test_how_it_scales_changes_without_a_restart(kit: PlatformKit) -> None:
     reference = kit.chute()
     kit.run("deploy", reference)
@@ -345,8 +362,23 @@ def test_logs_can_be_followed(kit: PlatformKit) -> None:
             file.write("a new line\n")
         lines = iter(follower.stdout.readline, "")
         assert any("a new line" in line for line in lines)
-        follower.send_signal(signal.SIGINT)
-        assert follower.wait(10) == 0
+        kit.run("delete", "--yes", NAME)
+        follower.stdout.read()
+        assert follower.wait(20) == 0, "it ends with the instance"
+
+
+def test_logs_of_what_has_none_yet(kit: PlatformKit) -> None:
+    kit.run("deploy", kit.chute("--fake-fail-start x"), code=1)
+    for log in (kit.home / "logs" / "instances").glob("*.log"):
+        log.unlink()
+    assert "No log yet: failed" in kit.run("logs", NAME).stdout
+
+
+def test_run_dev_finds_a_taken_port_before_it_starts_an_engine(kit: PlatformKit) -> None:
+    with socket.create_server(("127.0.0.1", kit.port)):
+        done = kit.run("run", "--dev", "--port", str(kit.port), kit.chute(), code=1)
+    assert "cannot be listened on" in done.stderr
+    assert "loading" not in done.stderr
 
 
 def test_run_dev_serves_in_the_foreground(kit: PlatformKit) -> None:

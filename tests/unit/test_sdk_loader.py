@@ -126,7 +126,7 @@ def test_a_missing_file_proposes_its_neighbours(write, tmp_path):
     error = failure("zzz:chute", tmp_path)
     assert str(tmp_path / "zzz.py") in str(error)
     assert error.fix == f"Python files in {tmp_path}: my_chute.py."
-    assert "does not exist" in failure("no/where.py:chute", tmp_path).fix
+    assert "There is no directory" in failure("no/where.py:chute", tmp_path).fix
     assert "directory" in str(failure("./", tmp_path))
 
 
