@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from chutes.exception import ModelError
+from chutes.model.attention import LayerAttention
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation; real headers are below 10 MB
 
@@ -34,6 +35,35 @@ _DTYPES = {
     "U8": "uint8",
     "I32": "int32",
 }
+
+
+class Experts(BaseModel):
+    """Mixture-of-experts layers."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    count: int
+    per_token: int
+    intermediate: int
+    shared: int = 0
+    """Experts that every token passes."""
+    layers: int = 0
+    """Layers that have experts."""
+
+
+class Quantization(BaseModel):
+    """How the stored weights are packed."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    method: str
+    """fp8, mxfp4, nvfp4, int4, awq, gptq, ... in one word."""
+    bits: float
+    """Of the quantised tensors, scales not counted."""
+    block: tuple[int, int] | None = None
+    """Rows and columns that share a scale, where that forbids some ways of cutting a matrix."""
+    covers: str = "linear"
+    """linear: all linear layers but head, router and what config.json excludes; experts: only routed experts."""
 
 
 class ModelFacts(BaseModel):
@@ -61,6 +91,33 @@ class ModelFacts(BaseModel):
     vocab_size: int | None = None
     max_model_len: int | None = None
     """Positions that the model was made for, in tokens."""
+    intermediate_size: int | None = None
+    """Of the dense feed-forward layers."""
+    tied_embeddings: bool = False
+    """Whether the output head is the embedding, stored once."""
+    attention: str = ""
+    """In one word: mha, gqa, mqa, mla, sliding, chunked, linear, hybrid-sliding, hybrid-chunked, hybrid-linear, encoder, none."""
+    layers_attention: tuple[LayerAttention, ...] = ()
+    """One entry for every layer that keeps something of a request; empty where there is no KV cache."""
+    experts: Experts | None = None
+    quantization: Quantization | None = None
+    loaded_parameters: int | None = None
+    """What an engine loads: layers for speculative decoding (MTP) are stored and not loaded."""
+    loaded_bytes: int | None = None
+    replicated_bytes: int | None = None
+    """Of the loaded bytes, those that every tensor-parallel rank holds whole (norms, routers, MLA down projections)."""
+    expert_bytes: int | None = None
+    """Of the loaded bytes, those of routed experts."""
+    embedding_bytes: int | None = None
+    """Bytes of the embedding alone; the head has as many unless `tied_embeddings`."""
+    active_parameters: int | None = None
+    """Parameters that one token passes through (all of them in a dense model; the embedding is not counted)."""
+    vision: bool = False
+    audio: bool = False
+    bytes_source: str = ""
+    """Where parameters and bytes come from: `safetensors headers`, `catalogue`, `config.json` (arithmetic)."""
+    problem: str = ""
+    """Why the KV cache of this model cannot be planned; empty when it can."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelFacts:
