@@ -1,40 +1,66 @@
 """What a model needs of each GPU, term by term. Pure: no process, no file, no device is looked at.
 
-All sizes are bytes of ONE GPU: the one that decides, which is the fullest rank.
+All sizes are bytes of ONE GPU: the one that decides. The budget is that of vLLM v1/worker/gpu_worker.py
+`determine_available_memory`:
+
+    KV cache = ceil(total x utilization) - weights - non-torch - peak of activations - CUDA graphs
+
+[fit]: a constant fitted to published measurements of vLLM 0.11 on an H100 (benchmarks/memory_calibration.py
+prints them beside what is computed here), [src]: read in vLLM's source, [log]: read in published logs.
 """
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from chutes.exception import ModelError
+from chutes.hardware import kv_cache
+from chutes.hardware.constraints import Violations, violations
+from chutes.hardware.kv_cache import Demand, Format, Pool
 from chutes.hardware.versions import EngineBehaviour
+from chutes.hardware.weights import SINGLE, Layout, loaded_bytes, stage_weights, stages, weights_per_gpu
 from chutes.model.facts import ModelFacts
+
+__all__ = [
+    "GIB",
+    "RESERVE",
+    "Estimate",
+    "KvDtype",
+    "Layout",
+    "Setting",
+    "Violations",
+    "cpu_kv_tokens",
+    "estimate",
+    "kv_bytes_per_token",
+    "loaded_bytes",
+    "violations",
+    "weights_per_gpu",
+]
 
 GIB = 1 << 30
 
 KvDtype = Literal["auto", "fp8"]
 
+# What `safe` keeps back. Over 14 published measurements of vLLM 0.9 to 0.28 the arithmetic gave at most
+# 1.18 GiB of KV cache too much, and was chosen after seeing them: a margin, not a bound.
+RESERVE = int(1.25 * GIB)
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)
+# CUDA context, NCCL and library workspaces by how many GPUs talk to each other [fit]; more than 2: as 4.
+NON_TORCH = {1: 0.13, 2: 0.55}
+NON_TORCH_MANY = 2.0
 
+MODEL_BYTES = 2  # engines compute in 16 bits on a GPU, whatever the weights are packed in
 
-class Layout(_Frozen):
-    """How one instance is spread over its GPUs: tensor_parallel x pipeline_parallel of them."""
-
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-    expert_parallel: bool = False
-
-    @property
-    def gpus(self) -> int:
-        return self.tensor_parallel * self.pipeline_parallel
+GPU_BLOCK = 16  # vLLM's default on GPUs [src]
 
 
-class Setting(_Frozen):
+class Setting(BaseModel):
     """How the engine is asked to run. None: the release's own default for the GPU."""
+
+    model_config = ConfigDict(frozen=True)
 
     max_model_len: int
     max_num_seqs: int | None = None
@@ -45,27 +71,32 @@ class Setting(_Frozen):
     enforce_eager: bool = False
 
 
-class Estimate(_Frozen):
+class Estimate(BaseModel):
     """Where one GPU's memory goes.
 
-    usable + not used = total, and weights + kv_cache_expected + peak_activation + non_torch
-    + (cuda_graph, where the release subtracts it) = usable. `kv_cache_expected` may be negative: what is missing.
+    weights + kv_cache_expected + peak_activation + non_torch, and cuda_graph where the release subtracts it,
+    are exactly `usable`. `kv_cache_expected` may be negative: that much is missing.
     """
+
+    model_config = ConfigDict(frozen=True)
 
     total: int
     usable: int
     weights: int
     kv_cache_expected: int
     kv_cache_safe: int
+    """The expected one less RESERVE."""
     peak_activation: int
     non_torch: int
     cuda_graph: int
+    cuda_graph_subtracted: bool
+    """False: the graphs take theirs from total - usable, after the KV cache was sized."""
     kv_cache_needed: int
-    """For one request of max_model_len tokens."""
+    """For one request of max_model_len tokens, with the block that the pool holds back."""
     kv_cache_tokens: int
     """As the engine prints it, of the expected cache."""
     max_concurrency: float
-    """Requests of max_model_len at once in the expected cache."""
+    """Requests of max_model_len at once in the expected cache; without a KV cache, max_num_seqs."""
     kv_cache_tokens_safe: int
     max_concurrency_safe: float
     estimated_max_model_len: int
@@ -100,7 +131,99 @@ def estimate(
     Raises:
         ModelError: the facts do not say enough; the message is `facts.problem` or names what is missing.
     """
-    raise NotImplementedError
+    if facts.problem:
+        raise ModelError(f"{facts.architecture or 'The model'}: {facts.problem}.", "Plan another model.")
+    batch, sequences = behaviour.default_batch(gpu_total_bytes, gpu_name)
+    sequences = setting.max_num_seqs or sequences
+    # vLLM arg_utils.py: no batch is larger than all sequences at their longest [src].
+    batch = setting.max_num_batched_tokens or min(batch, sequences * setting.max_model_len)
+    utilization = setting.gpu_memory_utilization or behaviour.default_utilization
+    form = _gpu_format(facts, layout, setting)
+    demand = Demand(
+        setting.max_model_len,
+        behaviour.in_flight_tokens(batch, layout.pipeline_parallel),
+        form.prefix_caching,
+    )
+    usable = ceil(gpu_total_bytes * utilization)
+    graphs = 0 if setting.enforce_eager else behaviour.cuda_graph_bytes
+    other = non_torch(layout)
+    kept = stages(len(facts.layers_attention), layout.pipeline_parallel)
+    found: list[tuple[float, int, int, int, Pool]] = []
+    for stage in range(layout.pipeline_parallel):
+        weights = stage_weights(facts, layout, stage)
+        last = stage == layout.pipeline_parallel - 1
+        peak = peak_activation(facts, layout, sequences, batch, behaviour, samples=last)
+        left = usable - weights - peak - other - (graphs if behaviour.cuda_graphs_subtracted else 0)
+        pool = kv_cache.pool(facts.layers_attention, form, kept[stage])
+        need = pool.bytes_needed(demand) + (pool.block_bytes if behaviour.null_block else 0)
+        found.append((left / need if need else float(left), weights, peak, left, pool))
+    # The rank with the least room decides for all: every rank has as many blocks as it.
+    _, weights, peak, left, pool = min(found, key=lambda one: one[0])
+    safe = left - RESERVE
+    needed = pool.bytes_needed(demand) + (pool.block_bytes if behaviour.null_block else 0)
+    spare = gpu_total_bytes - usable
+    graphs_fit = behaviour.cuda_graphs_subtracted or graphs <= spare
+    fits_expected = left >= needed and left >= 0
+    return Estimate(
+        total=gpu_total_bytes,
+        usable=usable,
+        weights=weights,
+        kv_cache_expected=left,
+        kv_cache_safe=safe,
+        peak_activation=peak,
+        non_torch=other,
+        cuda_graph=graphs,
+        cuda_graph_subtracted=behaviour.cuda_graphs_subtracted,
+        kv_cache_needed=needed,
+        kv_cache_tokens=pool.tokens(left, demand, behaviour.token_count),
+        max_concurrency=_concurrency(pool, left, demand, sequences),
+        kv_cache_tokens_safe=pool.tokens(safe, demand, behaviour.token_count),
+        max_concurrency_safe=_concurrency(pool, safe, demand, sequences),
+        estimated_max_model_len=_longest(
+            pool, safe, demand, max(setting.max_model_len, facts.max_model_len or 0), behaviour.null_block
+        ),
+        fits=safe >= needed and safe >= 0 and graphs_fit,
+        fits_expected=fits_expected,
+        reason=_reason(usable, weights, left, needed, setting.max_model_len, graphs if not graphs_fit else 0),
+        max_num_seqs=sequences,
+        max_num_batched_tokens=batch,
+        gpu_memory_utilization=utilization,
+        block_size=pool.block_size,
+    )
+
+
+def non_torch(layout: Layout) -> int:
+    """Bytes that are not PyTorch's: context, NCCL, libraries [fit: TP1, TP2; log: TP4 and TP8]."""
+    return int(NON_TORCH.get(layout.gpus, NON_TORCH_MANY) * GIB)
+
+
+def peak_activation(
+    facts: ModelFacts,
+    layout: Layout,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    behaviour: EngineBehaviour,
+    *,
+    samples: bool = True,
+) -> int:
+    """The highest transient of the profiling run, in bytes.
+
+    Either the sampler's dummy run over (sequences x vocabulary), which tensor parallelism does not divide
+    because logits are gathered, or the widest layer's activations over one batch of tokens, whichever is
+    more; and the hidden states that are alive meanwhile. The form is a reading of
+    v1/worker/gpu_model_runner.py `profile_run` [src], its constant is the release's [fit]. Of vision and
+    audio parts nothing is known: their encoders' own peak comes on top.
+
+    Args:
+        samples: whether this pipeline stage has the head.
+    """
+    hidden, tokens = facts.hidden_size or 0, max_num_batched_tokens
+    inner = facts.intermediate_size or 0
+    if facts.experts:
+        inner = facts.experts.per_token * facts.experts.intermediate
+    sampler = behaviour.sampler_bytes * min(max_num_seqs, tokens) * (facts.vocab_size or 0) if samples else 0
+    layer = tokens * (3 * inner / layout.tensor_parallel + 3 * hidden) * MODEL_BYTES
+    return int(max(sampler, layer) + tokens * hidden * MODEL_BYTES)
 
 
 def cpu_kv_tokens(
@@ -111,29 +234,98 @@ def cpu_kv_tokens(
     max_num_batched_tokens: int,
     dtype: str,
     behaviour: EngineBehaviour,
+    *,
+    kv_cache_dtype: KvDtype = "auto",
+    state_bytes: int = 0,
 ) -> int:
-    """What the CPU engine prints as "CPU KV cache size: N tokens"; dtype `float32|bfloat16|float16|fp8`."""
-    raise NotImplementedError
+    """What the CPU engine prints as "CPU KV cache size: N tokens".
+
+    Args:
+        block_size: 128 unless asked otherwise; with MLA on a CPU without AMX it is 16 whatever is asked
+            (platforms/cpu.py [src]).
+        dtype: the model's: `float32`, `bfloat16` or `float16`.
+        state_bytes: of recurrent states; 4 on CPUs with AVX512-BF16, which keep them in float32.
+    """
+    model = 4 if dtype == "float32" else 2
+    form = Format(
+        element_bytes=1 if kv_cache_dtype == "fp8" else model,
+        model_bytes=model,
+        block_size=block_size,
+        kernel_block=32,  # v1/attention/backends/cpu_attn.py [src]
+        state_bytes=state_bytes,
+    )
+    # One batch at a time: asynchronous scheduling is off there (platforms/cpu.py [src]).
+    demand = Demand(max_model_len, max_num_batched_tokens)
+    return kv_cache.pool(facts.layers_attention, form).tokens(kv_space_bytes, demand, behaviour.token_count)
 
 
-def kv_bytes_per_token(facts: ModelFacts, layout: Layout = Layout(), kv_dtype: KvDtype = "auto") -> int:  # noqa: B008
-    """Bytes on one GPU that each further token of a long request costs (the growing part only)."""
-    raise NotImplementedError
+def kv_bytes_per_token(facts: ModelFacts, layout: Layout = SINGLE, kv_dtype: KvDtype = "auto") -> int:
+    """Bytes on one GPU that each further token of a long request costs (the growing part only).
+
+    Of a pipeline, on the stage with the most such layers.
+    """
+    form = _gpu_format(facts, layout, Setting(max_model_len=1, kv_cache_dtype=kv_dtype))
+    kept = facts.layers_attention
+    return max(
+        (
+            sum(kv_cache.token_bytes(kept[i], form) for i in stage if kept[i].kind in ("full", "mla"))
+            for stage in stages(len(kept), layout.pipeline_parallel)
+        ),
+        default=0,
+    )
 
 
-def weights_per_gpu(facts: ModelFacts, layout: Layout = Layout()) -> int:  # noqa: B008
-    """Bytes of loaded weights on the fullest GPU."""
-    raise NotImplementedError
+def _gpu_format(facts: ModelFacts, layout: Layout, setting: Setting) -> Format:
+    small = setting.kv_cache_dtype == "fp8" or facts.kv_cache_fp8
+    return Format(
+        element_bytes=1 if small else MODEL_BYTES,
+        model_bytes=MODEL_BYTES,
+        block_size=setting.block_size or GPU_BLOCK,
+        tensor_parallel=layout.tensor_parallel,
+    )
 
 
-class Violations(_Frozen):
-    """Why a layout cannot be, and what it would cost if it can."""
-
-    problems: list[str] = []
-    notes: list[str] = []
-    """E.g. a format that the GPU has no instructions for: it runs, emulated."""
+def _concurrency(pool: Pool, available: int, demand: Demand, sequences: int) -> float:
+    if not pool.groups:  # nothing is kept of a request: only the batch bounds them
+        return float(sequences) if available >= 0 else 0.0
+    return pool.concurrency(available, demand)
 
 
-def violations(facts: ModelFacts, layout: Layout, capability: tuple[int, int], engine: str) -> Violations:
-    """What divisibility and compute capability forbid; a layout with `problems` cannot start."""
-    raise NotImplementedError
+def _longest(pool: Pool, available: int, demand: Demand, limit: int, null_block: bool) -> int:
+    """The longest context of which one request fits; kv_cache_utils.py `estimate_max_model_len`."""
+    room = available - (pool.block_bytes if null_block else 0)
+
+    def fits(length: int) -> bool:
+        one = Demand(length, demand.in_flight_tokens, demand.prefix_caching)
+        return pool.bytes_needed(one) <= room
+
+    if room < 0 or not fits(1):
+        return 0
+    low, high = 1, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _reason(usable: int, weights: int, left: int, needed: int, length: int, graphs: int) -> str:
+    if weights > usable:
+        short = weights - usable
+        return f"weights of {_gib(weights)} a GPU exceed the {_gib(usable)} usable: {_gib(short)} too little"
+    if left < 0:
+        return f"weights and working memory exceed the {_gib(usable)} usable by {_gib(-left)}"
+    one = f"one request of {length:,} tokens needs {_gib(needed)} of KV cache"
+    if left < needed:
+        return f"{one} and {_gib(left)} are left: {_gib(needed - left)} too little"
+    if graphs:
+        return f"CUDA graphs of about {_gib(graphs)} have no room outside the {_gib(usable)} usable"
+    if left - RESERVE < needed:
+        return (
+            f"{one} and {_gib(left)} are expected to be left, but not with a reserve of {_gib(RESERVE)}: "
+            f"{_gib(needed - left + RESERVE)} too little to be sure"
+        )
+    return f"{one}; {_gib(left - RESERVE)} are left with the reserve, {_gib(left)} expected"
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.2f} GiB"
