@@ -162,7 +162,8 @@ def estimate(
     safe = left - RESERVE
     needed = pool.bytes_needed(demand) + (pool.block_bytes if behaviour.null_block else 0)
     spare = gpu_total_bytes - usable
-    graphs_fit = behaviour.cuda_graphs_subtracted or graphs <= spare
+    # Subtracted, more of them comes out of the reserve; else out of what the budget leaves over.
+    most = 0 if setting.enforce_eager or behaviour.cuda_graphs_subtracted else behaviour.cuda_graph_most
     fits_expected = left >= needed and left >= 0
     return Estimate(
         total=gpu_total_bytes,
@@ -182,9 +183,9 @@ def estimate(
         estimated_max_model_len=_longest(
             pool, safe, demand, max(setting.max_model_len, facts.max_model_len or 0), behaviour.null_block
         ),
-        fits=safe >= needed and safe >= 0 and graphs_fit,
+        fits=safe >= needed and safe >= 0 and most <= spare,
         fits_expected=fits_expected,
-        reason=_reason(usable, weights, left, needed, setting.max_model_len, graphs if not graphs_fit else 0),
+        reason=_reason(usable, weights, left, needed, setting.max_model_len, most if most > spare else 0),
         max_num_seqs=sequences,
         max_num_batched_tokens=batch,
         gpu_memory_utilization=utilization,

@@ -36,6 +36,8 @@ class EngineBehaviour:
     """Bytes of the sampler's dummy run for each of (sequences x vocabulary)."""
     cuda_graph_bytes: int
     """Expected of the CUDA graphs of one GPU."""
+    cuda_graph_most: int
+    """The most that was seen of them."""
     null_block: bool = True
     """Whether the block that the pool holds back is counted when a start is refused."""
     note: str = ""
@@ -43,9 +45,10 @@ class EngineBehaviour:
     def default_batch(self, gpu_bytes: int, gpu_name: str = "") -> tuple[int, int]:
         """(max_num_batched_tokens, max_num_seqs) of the API server when nothing is asked for.
 
-        vLLM 0.32 engine/arg_utils.py, `get_batch_defaults` [src]. An A800 is not an A100 there.
+        vLLM 0.32 engine/arg_utils.py, `get_batch_defaults` [src]. An A800 is not an A100 there. When the
+        class of 160 GiB came was not read: it is taken for every version.
         """
-        if gpu_bytes >= 160 * GIB and self._has_160_gib_class():
+        if gpu_bytes >= 160 * GIB:
             return 16_384, 1024
         if gpu_bytes >= 70 * GIB and "a100" not in gpu_name.lower() and "gb10" not in gpu_name.lower():
             return 8192, 1024
@@ -58,12 +61,6 @@ class EngineBehaviour:
         """
         batches = self.in_flight_factor if pipeline_parallel == 1 else pipeline_parallel + 1
         return batches * max_num_batched_tokens
-
-    def _has_160_gib_class(self) -> bool:
-        return self.engine != "vllm" or parse(self.version) >= (
-            0,
-            21,
-        )  # seen in 0.32; older logs are of H200s
 
 
 def parse(version: str) -> tuple[int, int]:
@@ -89,7 +86,9 @@ _OLD = EngineBehaviour(
     token_count="blocks",  # [src] until vllm#51041
     # [fit] over six models, 0.02 GiB. Top-k and top-p sort in float32 with 64-bit indices, softmax, sum.
     sampler_bytes=38.35,
-    cuda_graph_bytes=GIB,  # [log] -0.88 … +1.03 GiB in 0.11, measured as a difference; the upper end here
+    # -0.88 … +1.03 GiB over eight measurements of 0.11, median -0.4 [log]: capturing frees about what it takes.
+    cuda_graph_bytes=0,
+    cuda_graph_most=int(1.03 * GIB),
     null_block=False,
 )
 
@@ -118,6 +117,7 @@ def behaviour(engine: str, version: str) -> EngineBehaviour:
             null_block=True,  # [src] read in 0.32
             # 0.5 … 1.9 GiB in logs of 0.2x [log]: their geometric middle.
             cuda_graph_bytes=GIB,
+            cuda_graph_most=int(1.9 * GIB),
         )
     if number >= (0, 24):
         # Two batches overlap under asynchronous scheduling [src 0.32]; 0.23 counts one [log]. What lies
@@ -146,6 +146,7 @@ def _sglang(version: str) -> EngineBehaviour:
         token_count="blocks",
         sampler_bytes=0.0,
         cuda_graph_bytes=GIB,
+        cuda_graph_most=int(1.9 * GIB),
         null_block=False,
         note="SGLang's activations and graphs live in what its static share leaves; no measurements "
         "of it stand behind this estimate",

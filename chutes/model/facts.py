@@ -314,11 +314,14 @@ def _kv_cache_fp8(text: Mapping[str, Any]) -> bool:
 
 
 def _vision_parameters(config: Mapping[str, Any]) -> int:
-    """A vision transformer by rule of thumb: four square matrices and two of the feed-forward a layer."""
+    """A vision transformer by rule of thumb: four square matrices and two of the feed-forward a layer (three
+    in Pixtral), and a projector of two matrices."""
     vision = config.get("vision_config")
     if not isinstance(vision, Mapping):
         return 0
     depth = whole(vision, "num_hidden_layers", "depth", "vt_num_hidden_layers") or 0
     hidden = whole(vision, "hidden_size", "vt_hidden_size") or 0
     inner = whole(vision, "intermediate_size", "vt_intermediate_size") or 4 * hidden
-    return depth * (4 * hidden * hidden + 2 * hidden * inner)
+    matrices = 3 if vision.get("model_type") == "pixtral" else 2
+    text = whole(_language_model(config)[0], "hidden_size") or 0
+    return depth * (4 * hidden * hidden + matrices * hidden * inner) + text * (hidden + text)
