@@ -2,8 +2,8 @@
 
 python -m benchmarks.memory_calibration [--data FILE] [--output FILE]
 
-Each row of data/memory-calibration.csv is one number that somebody measured and published, with the page it is
-from. The constants of chutes/hardware that are marked [fit] were fitted to these rows: agreement here is a
+Each row of data/memory-calibration.csv is one number that somebody measured and published, with the page
+it is from. The constants of chutes/hardware that are marked [fit] were fitted to these rows: agreement here is a
 check of the code, not evidence of accuracy on others. With --data the same is done for rows of one's own.
 
 Errors are predicted - published. Of a KV cache, positive is optimistic: more was promised than there was.
@@ -108,9 +108,8 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(results: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    print(
-        f"{'row':<6}{'model':<34}{'TP':>3}  {'quantity':<28}{'published':>11}{'expected':>11}{'error':>9}  safe"
-    )
+    numbers = f"{'published':>11}{'expected':>11}{'error':>9}"
+    print(f"{'row':<6}{'model':<34}{'TP':>3}  {'quantity':<28}{numbers}  safe")
     for one in results:
         error = f"{one['expected_error']:+.2f}" if "expected_error" in one else ""
         safe = (

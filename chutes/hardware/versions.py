@@ -86,7 +86,8 @@ _OLD = EngineBehaviour(
     token_count="blocks",  # [src] until vllm#51041
     # [fit] over six models, 0.02 GiB. Top-k and top-p sort in float32 with 64-bit indices, softmax, sum.
     sampler_bytes=38.35,
-    # -0.88 … +1.03 GiB over eight measurements of 0.11, median -0.4 [log]: capturing frees about what it takes.
+    # -0.88 … +1.03 GiB over eight measurements of 0.11, median -0.4 [log]: capturing frees about as much
+    # as it takes.
     cuda_graph_bytes=0,
     cuda_graph_most=int(1.03 * GIB),
     null_block=False,

@@ -211,7 +211,9 @@ def _delta_net(text: Mapping[str, Any], hidden: int) -> list[Piece]:
 def _feed_forward(text: Mapping[str, Any], family: _Family, hidden: int, index: int) -> list[Piece]:
     count = expert_count(text)
     dense = whole(text, "intermediate_size_mlp" if "intermediate_size_mlp" in text else "intermediate_size")
-    if not count or index < (whole(text, "first_k_dense_replace") or family.first_dense):
+    # Llama 4 Maverick: experts in every second layer.
+    skipped = (index + 1) % (whole(text, "interleave_moe_layer_step") or 1)
+    if not count or skipped or index < (whole(text, "first_k_dense_replace") or family.first_dense):
         if not dense:
             raise Unknown("intermediate_size is missing")
         return [Piece("dense", dense, hidden, 2), Piece("dense", hidden, dense)]

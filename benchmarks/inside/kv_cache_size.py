@@ -18,7 +18,7 @@ LINE = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
 def one(job: dict) -> None:
-    from vllm import LLM
+    from vllm import LLM  # pyright: ignore[reportMissingImports]
 
     llm = LLM(
         model=job["model"],
@@ -74,8 +74,8 @@ def forked(job: dict) -> dict:
 
 def main() -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    import vllm  # noqa: F401
-    from vllm.engine.arg_utils import EngineArgs  # noqa: F401
+    import vllm  # noqa: F401  # pyright: ignore[reportMissingImports]
+    from vllm.engine.arg_utils import EngineArgs  # noqa: F401  # pyright: ignore[reportMissingImports]
 
     for job in json.load(sys.stdin):
         print(json.dumps(forked(job)), flush=True)

@@ -1,4 +1,4 @@
-"""Tiny models, one for each attention kind that vLLM serves on a CPU: config.json is all they are."""
+"""Tiny models, one for each attention kind whose KV cache vLLM plans on a CPU: config.json is all they are."""
 
 from __future__ import annotations
 
@@ -128,6 +128,61 @@ MISTRAL = dense(
     architectures=["MistralForCausalLM"], model_type="mistral", sliding_window=512, rope_theta=10000.0
 )
 
+GEMMA4 = dense(
+    architectures=["Gemma4ForCausalLM"],
+    model_type="gemma4_text",
+    num_hidden_layers=12,
+    sliding_window=512,
+    layer_types=(["sliding_attention"] * 5 + ["full_attention"]) * 2,
+    num_key_value_heads=4,
+    num_global_key_value_heads=2,
+    global_head_dim=128,
+    attention_k_eq_v=True,
+    hidden_size_per_layer_input=0,
+    vocab_size_per_layer_input=1024,
+    num_kv_shared_layers=0,
+    enable_moe_block=False,
+    hidden_activation="gelu_pytorch_tanh",
+    rope_parameters={
+        "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+)
+
+LLAMA4 = dense(
+    architectures=["Llama4ForCausalLM"],
+    model_type="llama4_text",
+    num_hidden_layers=8,
+    attention_chunk_size=512,
+    intermediate_size_mlp=256,
+    num_local_experts=4,
+    num_experts_per_tok=1,
+    interleave_moe_layer_step=1,
+    use_qk_norm=True,
+    no_rope_layers=[1, 1, 1, 0] * 2,
+    rope_theta=500000.0,
+    tie_word_embeddings=False,
+)
+
+NEMOTRON_H = dense(
+    architectures=["NemotronHForCausalLM"],
+    model_type="nemotron_h",
+    hybrid_override_pattern="M-M*M-M*",
+    num_hidden_layers=8,
+    mamba_num_heads=8,
+    mamba_head_dim=64,
+    ssm_state_size=64,
+    n_groups=2,
+    conv_kernel=4,
+    chunk_size=128,
+    expand=2,
+    mamba_hidden_act="silu",
+    mlp_hidden_act="relu2",
+    use_conv_bias=True,
+    layer_norm_epsilon=1e-5,
+    tie_word_embeddings=False,
+)
+
 CASES = [
     Case("gqa", "grouped-query, 2 of 8 heads", dense()),
     Case("gqa-fp8", "the same with 8-bit keys and values", dense(), {"kv_cache_dtype": "fp8"}),
@@ -152,4 +207,17 @@ CASES = [
     Case("gpt-oss", "alternating window of 128 and full", GPT_OSS),
     Case("linear", "three gated delta nets to one full layer (Qwen3-Next)", QWEN3_NEXT),
     Case("linear-fp8", "the same with 8-bit keys and values", QWEN3_NEXT, {"kv_cache_dtype": "fp8"}),
+    Case("sliding-wide-global", "global layers with wider heads and fewer of them (Gemma 4)", GEMMA4),
+    Case(
+        "sliding-two-sizes",
+        "global pages twice as large as local ones",
+        {**GEMMA4, "num_global_key_value_heads": 4},
+    ),
+    Case(
+        "sliding-odd-sizes",
+        "global pages half as large again: local ones padded",
+        {**GEMMA4, "num_global_key_value_heads": 3, "num_attention_heads": 12},
+    ),
+    Case("chunked", "three layers of chunks of 512 to one full (Llama 4)", LLAMA4),
+    Case("mamba", "Mamba-2, attention and feed-forward layers (Nemotron-H)", NEMOTRON_H),
 ]
