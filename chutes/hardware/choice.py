@@ -120,6 +120,8 @@ class Choice(_Frozen):
     per_gpu_bytes: PerGpuBytes
     kv_cache_needed_bytes_per_gpu: int
     estimated_max_model_len: int
+    """The longest context that fits, by the expected figures: what the engine would say."""
+    estimated_max_model_len_safe: int
     speed: Speed | None = None
     """None where the rates of the hardware are not known."""
 

@@ -81,6 +81,7 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, defaults: Engi
         )
     else:
         reason = f"{space // GIB} GiB of KV space hold {holds:,} tokens: {at_once:.1f} requests of {length:,}"
+    most = longest(facts, request, space, batch, version) if space else 0
     args = ["--dtype", DTYPE, "--max-model-len", str(length), "--max-num-seqs", str(seqs)]
     return Choice(
         gpu="cpu",
@@ -116,7 +117,8 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, defaults: Engi
             cuda_graph=0,
         ),
         kv_cache_needed_bytes_per_gpu=needed,
-        estimated_max_model_len=longest(facts, request, space, batch, version) if space else 0,
+        estimated_max_model_len=most,
+        estimated_max_model_len_safe=most,
     )
 
 

@@ -100,7 +100,10 @@ class Estimate(BaseModel):
     kv_cache_tokens_safe: int
     max_concurrency_safe: float
     estimated_max_model_len: int
-    """The longest context for which one request fits in the safe cache; 0 when none does."""
+    """The longest context for which one request fits in the expected cache: what the engine names when it
+    refuses to start. 0 when none does."""
+    estimated_max_model_len_safe: int
+    """The same in the safe cache."""
     fits: bool
     """With the reserve."""
     fits_expected: bool
@@ -165,6 +168,7 @@ def estimate(
     # Subtracted, more of them comes out of the reserve; else out of what the budget leaves over.
     most = 0 if setting.enforce_eager or behaviour.cuda_graphs_subtracted else behaviour.cuda_graph_most
     fits_expected = left >= needed and left >= 0
+    limit = max(setting.max_model_len, facts.max_model_len or 0)
     return Estimate(
         total=gpu_total_bytes,
         usable=usable,
@@ -180,9 +184,8 @@ def estimate(
         max_concurrency=_concurrency(pool, left, demand, sequences),
         kv_cache_tokens_safe=pool.tokens(safe, demand, behaviour.token_count),
         max_concurrency_safe=_concurrency(pool, safe, demand, sequences),
-        estimated_max_model_len=_longest(
-            pool, safe, demand, max(setting.max_model_len, facts.max_model_len or 0), behaviour.null_block
-        ),
+        estimated_max_model_len=_longest(pool, left, demand, limit, behaviour.null_block),
+        estimated_max_model_len_safe=_longest(pool, safe, demand, limit, behaviour.null_block),
         fits=safe >= needed and safe >= 0 and most <= spare,
         fits_expected=fits_expected,
         reason=_reason(usable, weights, left, needed, setting.max_model_len, most if most > spare else 0),
@@ -302,6 +305,8 @@ def _longest(pool: Pool, available: int, demand: Demand, limit: int, null_block:
 
     if room < 0 or not fits(1):
         return 0
+    if fits(limit):
+        return limit
     low, high = 1, limit
     while low < high:
         middle = (low + high + 1) // 2

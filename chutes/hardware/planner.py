@@ -303,9 +303,11 @@ def _hints(facts: ModelFacts, request: Request, profiles: Profiles, result: Plan
     if best.max_model_len > USUAL_CONTEXT:
         usual = request.model_copy(update={"max_model_len": USUAL_CONTEXT})
         offers = of_catalogue(profiles, request.gpu and profiles.find_gpu(request.gpu), request.gpu_count)[0]
-        cheaper = rank(choose(Ways(facts, usual, profiles), offers)[0], usual)
         # A tenth is within what prices vary from week to week.
-        if cheaper and (cheaper[0].price_per_hour or best.price_per_hour) < 0.9 * best.price_per_hour:
+        limit = 0.9 * best.price_per_hour
+        offers = [offer for offer in offers if offer.hourly is not None and offer.hourly < limit]
+        cheaper = rank(choose(Ways(facts, usual, profiles), offers)[0], usual)
+        if cheaper and cheaper[0].fits_safely and cheaper[0].price_per_hour is not None:
             hints.append(
                 f"with --max-model-len {USUAL_CONTEXT} {cheaper[0].label} would do: "
                 f"${cheaper[0].price_per_hour:.2f}/h instead of ${best.price_per_hour:.2f}/h"

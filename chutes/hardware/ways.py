@@ -13,7 +13,7 @@ from chutes.hardware import offers as market
 from chutes.hardware import roofline
 from chutes.hardware.choice import Choice, PerGpuBytes, Rejected, Request, Speed
 from chutes.hardware.engine_args import render
-from chutes.hardware.memory import Estimate, Layout, Setting, estimate, violations
+from chutes.hardware.memory import Estimate, Layout, Setting, estimate, violations, weights_per_gpu
 from chutes.hardware.offers import Offer
 from chutes.hardware.profiles import Profiles
 from chutes.hardware.versions import EngineBehaviour, behaviour
@@ -77,6 +77,8 @@ class Ways:
         self.facts = facts
         self.request = request
         self.behaviour: EngineBehaviour = behaviour(request.engine, version)
+        self._weights: dict[Layout, int] = {}
+        self._estimates: dict[tuple, Estimate] = {}
 
     def settings(self, offer: Offer) -> Setting:
         """What was asked for, on this offer; the rest is the release's own."""
@@ -95,7 +97,19 @@ class Ways:
         )
 
     def estimate(self, offer: Offer, layout: Layout, setting: Setting) -> Estimate:
-        return estimate(self.facts, layout, setting, offer.memory, self.behaviour, gpu_name=offer.name)
+        # A release looks at nothing of a GPU but its memory and, for the default batch, its name.
+        batch = self.behaviour.default_batch(offer.memory, offer.name)
+        key = (offer.memory, batch, layout, setting)
+        if key not in self._estimates:
+            self._estimates[key] = estimate(
+                self.facts, layout, setting, offer.memory, self.behaviour, gpu_name=offer.name
+            )
+        return self._estimates[key]
+
+    def weights(self, layout: Layout) -> int:
+        if layout not in self._weights:
+            self._weights[layout] = weights_per_gpu(self.facts, layout)
+        return self._weights[layout]
 
     def safe(self, found: Estimate) -> bool:
         return found.fits and found.max_concurrency_safe >= self.request.concurrency
@@ -113,10 +127,15 @@ class Ways:
         refused: list[str] = []
         tight: Choice | None = None
         closest: tuple[Layout, Estimate] | None = None
+        lightest: tuple[int, Layout] | None = None
+        usable = offer.memory * (setting.gpu_memory_utilization or 1.0)
         for layout in layouts(self.facts, self.request, offer.count):
             cut = violations(self.facts, layout, offer.capability, self.request.engine)
             if cut.problems:
                 refused.append(f"{spoken(layout)}: {cut.problems[0]}")
+                continue
+            if (weights := self.weights(layout)) >= usable:  # most end here, at no cost
+                lightest = min(lightest or (weights, layout), (weights, layout), key=lambda one: one[0])
                 continue
             # The most frugal first: where that does not fit nothing does, and most offers end here.
             variants = self._variants(setting, self.estimate(offer, layout, setting).max_num_seqs)
@@ -133,6 +152,12 @@ class Ways:
             tight = tight or self.choice(offer, layout, variants[-1], frugal, cut.notes)
         if tight is not None:
             return self._too_slow(offer, tight) or tight
+        if closest is None and lightest is not None:
+            weights, layout = lightest
+            return offer.reject(
+                f"{gib(weights)} of weights on each GPU ({spoken(layout)}), {gib(usable)} usable: "
+                f"{gib(weights - usable)} too little"
+            )
         if closest is None:
             reason = "; ".join(dict.fromkeys(refused)) or "no layout was left to try"
             return offer.reject(reason, kind="layout")
@@ -226,6 +251,7 @@ class Ways:
             per_gpu_bytes=PerGpuBytes(**{name: getattr(found, name) for name in PerGpuBytes.model_fields}),
             kv_cache_needed_bytes_per_gpu=found.kv_cache_needed,
             estimated_max_model_len=found.estimated_max_model_len,
+            estimated_max_model_len_safe=found.estimated_max_model_len_safe,
             speed=self._speed(offer, layout, setting, found) if fits else None,
         )
 
