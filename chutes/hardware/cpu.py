@@ -69,11 +69,7 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, defaults: Engi
     needed = int(space / at_once) if at_once else 0
     fits = space > 0 and space <= room and at_once >= request.concurrency
     if space == 0 or space > room:
-        reason = (
-            f"The model needs {gib(weights + ENGINE_BYTES)} of main memory in float32 "
-            f"(weights {gib(weights)}, engine {gib(ENGINE_BYTES)}) and {gib(free)} are free: "
-            f"{gib(max(space - room, 0) if space else -room)} too little."
-        )
+        reason = too_little(weights, free, max(space - room, 0) if space else -room)
     elif not fits:
         reason = (
             f"{space // GIB} GiB of KV space hold {holds:,} tokens: {at_once:.2f} requests of {length:,} "
@@ -119,6 +115,14 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, defaults: Engi
         kv_cache_needed_bytes_per_gpu=needed,
         estimated_max_model_len=most,
         estimated_max_model_len_safe=most,
+    )
+
+
+def too_little(weights: int, free: int, missing: int) -> str:
+    return (
+        f"The model needs {gib(weights + ENGINE_BYTES)} of main memory in float32 "
+        f"(weights {gib(weights)}, engine {gib(ENGINE_BYTES)}) and {gib(free)} are free: "
+        f"{gib(missing)} too little."
     )
 
 

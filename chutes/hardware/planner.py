@@ -83,13 +83,13 @@ def _search(
     reasons: list[str] = []
     choices, refused = choose(Ways(facts, request, profiles), offers)
     if not choices and request.max_model_len is None:
-        for shorter in _shorter(context_wanted(facts, request)):
-            cut = request.model_copy(update={"max_model_len": shorter})
+        for length in shorter(context_wanted(facts, request)):
+            cut = request.model_copy(update={"max_model_len": length})
             choices, _ = choose(Ways(facts, cut, profiles), offers)
             if choices:
                 reasons.append(
                     f"the model's own {context_wanted(facts, request):,} tokens fit nowhere here: "
-                    f"the context is cut to {shorter:,}"
+                    f"the context is cut to {length:,}"
                 )
                 request = cut
                 break
@@ -149,7 +149,7 @@ def _levers(
     tries: list[tuple[str, dict]] = [("a smaller batch", {})]
     if request.kv_cache_dtype == "auto":
         tries.append(("the cache in fp8, which rounds it", {"kv_cache_dtype": "fp8"}))
-    tries += [(f"the context cut to {shorter:,}", {"max_model_len": shorter}) for shorter in _shorter(length)]
+    tries += [(f"the context cut to {less:,}", {"max_model_len": less}) for less in shorter(length)]
     for what, update in tries:
         choice = Ways(facts, request.model_copy(update=update), profiles).consider(offer)
         if isinstance(choice, Choice) and choice.fits_safely:
@@ -279,7 +279,7 @@ def _distinct(ranked: list[Choice], best: Choice) -> list[Choice]:
     return found
 
 
-def _shorter(length: int) -> list[int]:
+def shorter(length: int) -> list[int]:
     """Contexts below `length`, 3/4 and 1/2 of each power of two, down to the shortest."""
     power = 1 << (length.bit_length())
     steps: list[int] = []
