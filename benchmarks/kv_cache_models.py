@@ -1,4 +1,4 @@
-"""Tiny models, one for each attention kind whose KV cache vLLM plans on a CPU: config.json is all they are."""
+"""Tiny models, one for each kind of attention that vLLM plans on a CPU: config.json is all they are."""
 
 from __future__ import annotations
 

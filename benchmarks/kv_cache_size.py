@@ -58,6 +58,7 @@ def run(cases: Sequence[Case], engine: Environment) -> list[Compared]:
             jobs.append({"name": case.name, "model": str(model), "arguments": case.settings()})
         done = subprocess.run(
             [str(engine.python), str(SCRIPT)],
+            check=False,
             input=json.dumps(jobs),
             capture_output=True,
             text=True,
@@ -101,7 +102,7 @@ def compare(case: Case, answer: dict, version: str) -> Compared:
 
 def table(found: Sequence[Compared]) -> str:
     lines = [
-        "| model | attention | length | batched tokens | dtype, KV | vLLM prints | computed here | difference |",
+        "| model | attention | length | batch | dtype, KV | vLLM prints | computed | difference |",
         "|---|---|---:|---:|---|---:|---:|---:|",
     ]
     for one in found:
@@ -125,12 +126,13 @@ Written by `python -m benchmarks.kv_cache_size`; `tests/e2e/test_kv_cache_size.p
 
 vLLM {version} is started on a CPU with `--load-format dummy` for a tiny model of each attention kind, with
 256 MiB for the KV cache, and logs `CPU KV cache size: N tokens`. Beside it stands what
-`chutes.hardware.memory.cpu_kv_tokens` computes from config.json alone. {exact} of {len(found)} agree to the token.
+`chutes.hardware.memory.cpu_kv_tokens` computes from config.json alone. {exact} of {len(found)} agree to the
+token. `batch` is max_num_batched_tokens: it decides what windows and chunks hold.
 
 {table(found)}
 
-The number is the engine's: concurrency × length, rounded down. Of a model with windows, chunks or linear layers
-it is not a capacity that a few long requests or many short ones could share at will.
+The number is the engine's: concurrency × length, rounded down. Of a model with windows, chunks or linear
+layers it is not a capacity that a few long requests or many short ones could share at will.
 """
     for one in failed:
         text += (

@@ -3,8 +3,8 @@
 python -m benchmarks.memory_calibration [--data FILE] [--output FILE]
 
 Each row of data/memory-calibration.csv is one number that somebody measured and published, with the page
-it is from. The constants of chutes/hardware that are marked [fit] were fitted to these rows: agreement here is a
-check of the code, not evidence of accuracy on others. With --data the same is done for rows of one's own.
+it is from. The constants of chutes/hardware that are marked [fit] were fitted to these rows: agreement
+here is a check of the code, not evidence of accuracy on others. --data does the same for rows of one's own.
 
 Errors are predicted - published. Of a KV cache, positive is optimistic: more was promised than there was.
 """

@@ -44,6 +44,7 @@ class Page:
     tokens: int
     """Tokens of a block; of linear layers, which keep no tokens, that of the attention beside them."""
     window: int = 0
+    checkpoints: int = 0
     shape: tuple[int, ...] = ()
     """What must be equal for two layers to be of one type."""
 
@@ -116,7 +117,8 @@ def pages(layers: Sequence[LayerAttention], form: Format) -> list[Page]:
     made: list[Page] = []
     for layer in layers:
         if layer.kind == "linear":
-            made.append(Page("linear", max(state_bytes(layer, form), attention), block))
+            size = max(state_bytes(layer, form), attention)
+            made.append(Page("linear", size, block, checkpoints=layer.checkpoints))
             continue
         made.append(
             Page(
@@ -180,11 +182,12 @@ def blocks_of_request(group: Group, demand: Demand) -> int:
     """Blocks that one request of the longest length takes of a group; kv_cache_interface.py.
 
     `FullAttentionSpec`, `SlidingWindowSpec.max_admission_blocks_per_request` (the window may begin inside
-    a block: one more), `ChunkedLocalAttentionSpec`, `MambaSpec` (one state; with prefix caching two).
+    a block: one more), `ChunkedLocalAttentionSpec`, `MambaSpec` (one state; with prefix caching two and its
+    checkpoints).
     """
     page = group.pages[0]
     if page.kind == "linear":
-        return 2 if demand.prefix_caching else 1
+        return 2 + page.checkpoints if demand.prefix_caching else 1
     if page.kind == "sliding":
         held = min(page.window - 1 + demand.in_flight_tokens, demand.max_model_len)
         return ceil_div(held, page.tokens) + 1

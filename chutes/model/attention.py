@@ -37,6 +37,9 @@ class LayerAttention(BaseModel):
     """Linear attention: elements of the recurrent state of one request."""
     state_bytes: int = 0
     """Linear attention: bytes an element of the recurrent state; 0: as in the model's dtype."""
+    checkpoints: int = 0
+    """Linear attention: states kept beside the running one while a prefill may be cached, one more than for
+    any such layer (Mamba-2, vLLM mamba_mixer2.py; KDA on GPUs with its own kernel, kda.py)."""
 
 
 class Unknown(Exception):
@@ -242,6 +245,7 @@ def _kimi_linear(text: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
         conv_elements=3 * heads * dim * (kernel - 1),
         state_elements=heads * dim * dim,
         state_bytes=4,
+        checkpoints=1,
     )
     full = set(linear["full_attn_layers"])  # counted from 1
     count = whole(text, "num_hidden_layers") or 0
@@ -262,6 +266,7 @@ def _nemotron_h(text: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
         conv_elements=(heads * dim + 2 * groups * state) * (kernel - 1),
         state_elements=heads * dim * state,
         state_bytes=_bytes_of(text.get("mamba_ssm_cache_dtype")) or 4,  # vLLM's default for Nemotron-H
+        checkpoints=1,
     )
     full = LayerAttention(kind="full", kv_heads=kv_heads, head_dim_k=keys, head_dim_v=values)
     named = {

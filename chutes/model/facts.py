@@ -123,8 +123,14 @@ class ModelFacts(BaseModel):
     """Why the memory of this model's requests cannot be planned; empty when it can."""
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ModelFacts:
+    def from_config(
+        cls, config: Mapping[str, Any], quantization_file: Mapping[str, Any] | None = None
+    ) -> ModelFacts:
         """The facts in a parsed config.json.
+
+        Args:
+            quantization_file: a parsed hf_quant_config.json, where the model has one: some checkpoints say
+                only there that they are quantised.
 
         Raises:
             ModelError: it is not a configuration of a model.
@@ -132,6 +138,9 @@ class ModelFacts(BaseModel):
         if not isinstance(config, Mapping):
             raise ModelError("config.json does not hold an object.", _AGAIN)
         text, nested = _language_model(config)
+        inner = quantization_file.get("quantization") if isinstance(quantization_file, Mapping) else None
+        if isinstance(inner, Mapping) and not text.get("quantization_config"):
+            text["quantization_config"] = inner
         hidden = whole(text, "hidden_size", "n_embd", "d_model")
         heads = whole(text, "num_attention_heads", "n_head")
         # Hybrids may name each layer's kind instead of counting them: a list, or one letter a layer.
@@ -167,6 +176,8 @@ class ModelFacts(BaseModel):
         if kind in _ENCODERS:
             return {"attention": "encoder"}
         try:
+            if "producer" in text and "quantization" in text:
+                raise Unknown("this is a quantisation file (hf_quant_config.json), not a config.json")
             if kind not in _KNOWN:
                 raise Unknown(f"model_type {kind or '(none)'} is not known here")
             kept = attention.layers(text)
@@ -189,6 +200,8 @@ class ModelFacts(BaseModel):
             return quantization.total_bytes(of, self.quantization, width)
 
         vision = _vision_parameters(config)
+        if self.quantization is not None and self.quantization.covers == "mixed":
+            return {"parameters": sum(piece.parameters for piece in made) + vision}
         count = sum(piece.parameters for piece in loaded) + vision
         routed = sum(piece.parameters for piece in loaded if piece.part == "expert")
         tied = not any(piece.part == "head" for piece in loaded)
@@ -309,8 +322,12 @@ def _experts(text: Mapping[str, Any]) -> Experts | None:
 
 def _kv_cache_fp8(text: Mapping[str, Any]) -> bool:
     found = text.get("quantization_config")
-    scheme = found.get("kv_cache_scheme") if isinstance(found, Mapping) else None
-    return isinstance(scheme, Mapping) and scheme.get("num_bits") == 8
+    if not isinstance(found, Mapping):
+        return False
+    scheme = found.get("kv_cache_scheme")
+    return found.get("kv_cache_quant_algo") == "FP8" or (
+        isinstance(scheme, Mapping) and scheme.get("num_bits") == 8
+    )
 
 
 def _vision_parameters(config: Mapping[str, Any]) -> int:

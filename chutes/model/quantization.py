@@ -29,7 +29,7 @@ class Quantization(BaseModel):
     """Elements of a row that share a scale; 0: one scale for a row, or for all."""
     covers: str = "linear"
     """linear: every linear layer but head and router; feed-forward: those but attention's; experts: routed
-    experts only."""
+    experts only; mixed: several formats, named tensor by tensor, so that only headers tell the size."""
 
 
 def read(config: Mapping[str, Any]) -> Quantization | None:
@@ -49,7 +49,9 @@ def read(config: Mapping[str, Any]) -> Quantization | None:
         return Quantization(method=method, bits=bits, group=whole(found, "group_size", "q_group_size") or 128)
     if method == "bitsandbytes":
         return Quantization(method=method, bits=4 if found.get("load_in_4bit") else 8, group=64)
-    if method.startswith("modelopt") or method in ("nvfp4", "compressed-tensors"):
+    if method == "fp8_pb_wo":  # modelopt's name for DeepSeek's blocks
+        return Quantization(method="fp8", bits=8, block=(128, 128))
+    if method.startswith("modelopt") or method in ("nvfp4", "mixed_precision", "compressed-tensors"):
         return _by_groups(found)
     return Quantization(method=method or "unknown", bits=whole(found, "bits", "num_bits") or 8)
 
@@ -57,6 +59,9 @@ def read(config: Mapping[str, Any]) -> Quantization | None:
 def _by_groups(found: Mapping[str, Any]) -> Quantization:
     """compressed-tensors and modelopt describe groups of layers, each with bits and group size."""
     groups = found.get("config_groups")
+    every = [one.get("weights") or {} for one in groups.values()] if isinstance(groups, Mapping) else []
+    if found.get("quantized_layers") or len({(one.get("num_bits"), one.get("type")) for one in every}) > 1:
+        return Quantization(method="mixed", bits=4, covers="mixed")
     first = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
     weights = (first.get("weights") if isinstance(first, Mapping) else None) or found
     bits = whole(weights, "num_bits") or (4 if "FP4" in str(found.get("quant_algo")).upper() else 8)
