@@ -136,6 +136,10 @@ def estimate(
     """
     if facts.problem:
         raise ModelError(f"{facts.architecture or 'The model'}: {facts.problem}.", "Plan another model.")
+    if not facts.layers_attention and facts.attention not in ("encoder", "none"):
+        raise ModelError(
+            "The model's facts do not say what its layers keep of a request.", "Give its config.json."
+        )
     batch, sequences = behaviour.default_batch(gpu_total_bytes, gpu_name)
     sequences = setting.max_num_seqs or sequences
     # vLLM arg_utils.py: no batch is larger than all sequences at their longest [src].

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from chutes.exception import ModelError
-from chutes.model import attention, parameters, quantization
+from chutes.model import attention, parameters, quantization, sanity
 from chutes.model.attention import LayerAttention, Unknown, whole
 from chutes.model.quantization import DTYPE_BYTES, Quantization
 from chutes.model.tensors import FROM_HEADERS, Tensors
@@ -25,7 +25,18 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation; rea
 
 _AGAIN = "The file is damaged or incomplete: fetch it again."
 
-__all__ = ["FROM_CONFIG", "FROM_HEADERS", "Experts", "ModelFacts", "Quantization", "safetensors_header"]
+__all__ = [
+    "FROM_CONFIG",
+    "FROM_HEADERS",
+    "QUANTIZATION_FILE",
+    "Experts",
+    "ModelFacts",
+    "Quantization",
+    "safetensors_header",
+]
+
+QUANTIZATION_FILE = "hf_quant_config.json"
+"""Where some checkpoints alone say that they are quantised (NVIDIA's modelopt)."""
 
 FROM_CONFIG = "config.json (arithmetic)"
 
@@ -129,8 +140,7 @@ class ModelFacts(BaseModel):
         """The facts in a parsed config.json.
 
         Args:
-            quantization_file: a parsed hf_quant_config.json, where the model has one: some checkpoints say
-                only there that they are quantised.
+            quantization_file: a parsed QUANTIZATION_FILE, where the model has one.
 
         Raises:
             ModelError: it is not a configuration of a model.
@@ -138,6 +148,7 @@ class ModelFacts(BaseModel):
         if not isinstance(config, Mapping):
             raise ModelError("config.json does not hold an object.", _AGAIN)
         text, nested = _language_model(config)
+        sanity.check(text)
         inner = quantization_file.get("quantization") if isinstance(quantization_file, Mapping) else None
         if isinstance(inner, Mapping) and not text.get("quantization_config"):
             text["quantization_config"] = inner
