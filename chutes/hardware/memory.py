@@ -11,6 +11,8 @@ prints them beside what is computed here), [src]: read in vLLM's source, [log]: 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -155,19 +157,20 @@ def estimate(
     graphs = 0 if setting.enforce_eager else behaviour.cuda_graph_bytes
     other = non_torch(layout)
     kept = stages(len(facts.layers_attention), layout.pipeline_parallel)
-    found: list[tuple[float, int, int, int, Pool]] = []
+    ranks: list[_Rank] = []
     for stage in range(layout.pipeline_parallel):
         weights = stage_weights(facts, layout, stage)
         last = stage == layout.pipeline_parallel - 1
         peak = peak_activation(facts, layout, sequences, batch, behaviour, samples=last)
         left = usable - weights - peak - other - (graphs if behaviour.cuda_graphs_subtracted else 0)
         pool = kv_cache.pool(facts.layers_attention, form, kept[stage])
-        need = pool.bytes_needed(demand) + (pool.block_bytes if behaviour.null_block else 0)
-        found.append((left / need if need else float(left), weights, peak, left, pool))
-    # The rank with the least room decides for all: every rank has as many blocks as it.
-    _, weights, peak, left, pool = min(found, key=lambda one: one[0])
+        held_back = pool.block_bytes if behaviour.null_block else 0
+        ranks.append(_Rank(weights, peak, left, pool, held_back, pool.bytes_needed(demand) + held_back))
+    # The stage with the least to spare is the one to tell of. That it is the same whatever the GPU's size
+    # keeps every term monotonic in it.
+    worst = min(ranks, key=lambda rank: rank.left - rank.needed)
+    weights, peak, left, needed = worst.weights, worst.peak, worst.left, worst.needed
     safe = left - RESERVE
-    needed = pool.bytes_needed(demand) + (pool.block_bytes if behaviour.null_block else 0)
     spare = gpu_total_bytes - usable
     # Subtracted, more of them comes out of the reserve; else out of what the budget leaves over.
     most = 0 if setting.enforce_eager or behaviour.cuda_graphs_subtracted else behaviour.cuda_graph_most
@@ -184,19 +187,21 @@ def estimate(
         cuda_graph=graphs,
         cuda_graph_subtracted=behaviour.cuda_graphs_subtracted,
         kv_cache_needed=needed,
-        kv_cache_tokens=pool.tokens(left, demand, behaviour.token_count),
-        max_concurrency=_concurrency(pool, left, demand, sequences),
-        kv_cache_tokens_safe=pool.tokens(safe, demand, behaviour.token_count),
-        max_concurrency_safe=_concurrency(pool, safe, demand, sequences),
-        estimated_max_model_len=_longest(pool, left, demand, limit, behaviour.null_block),
-        estimated_max_model_len_safe=_longest(pool, safe, demand, limit, behaviour.null_block),
+        kv_cache_tokens=_least(ranks, 0).tokens(demand, behaviour.token_count),
+        max_concurrency=_least(ranks, 0).concurrency(demand, sequences),
+        kv_cache_tokens_safe=_least(ranks, RESERVE).tokens(demand, behaviour.token_count),
+        max_concurrency_safe=_least(ranks, RESERVE).concurrency(demand, sequences),
+        estimated_max_model_len=min(_longest(rank, rank.left, demand, limit) for rank in ranks),
+        estimated_max_model_len_safe=min(
+            _longest(rank, rank.left - RESERVE, demand, limit) for rank in ranks
+        ),
         fits=safe >= needed and safe >= 0 and most <= spare,
         fits_expected=fits_expected,
         reason=_reason(usable, weights, left, needed, setting.max_model_len, most if most > spare else 0),
         max_num_seqs=sequences,
         max_num_batched_tokens=batch,
         gpu_memory_utilization=utilization,
-        block_size=pool.block_size,
+        block_size=worst.pool.block_size,
     )
 
 
@@ -293,15 +298,37 @@ def _gpu_format(facts: ModelFacts, layout: Layout, setting: Setting) -> Format:
     )
 
 
-def _concurrency(pool: Pool, available: int, demand: Demand, sequences: int) -> float:
-    if not pool.groups:  # nothing is kept of a request: only the batch bounds them
-        return float(sequences) if available >= 0 else 0.0
-    return pool.concurrency(available, demand)
+@dataclass(frozen=True)
+class _Rank:
+    """One GPU of one pipeline stage."""
+
+    weights: int
+    peak: int
+    left: int
+    """For the KV cache."""
+    pool: Pool
+    held_back: int
+    """The block that the pool never hands out, where the release counts it."""
+    needed: int
+
+    def tokens(self, demand: Demand, count: str) -> int:
+        return self.pool.tokens(self.left, demand, count)
+
+    def concurrency(self, demand: Demand, sequences: int) -> float:
+        if not self.pool.groups:  # nothing is kept of a request: only the batch bounds them
+            return float(sequences) if self.left >= 0 else 0.0
+        return self.pool.concurrency(self.left, demand)
 
 
-def _longest(pool: Pool, available: int, demand: Demand, limit: int, null_block: bool) -> int:
+def _least(ranks: Sequence[_Rank], reserve: int) -> _Rank:
+    """The rank with the fewest blocks: all have as many as it (kv_cache_utils.py `get_kv_cache_configs`)."""
+    less = [replace(rank, left=rank.left - reserve) for rank in ranks]
+    return min(less, key=lambda rank: (rank.pool.blocks(rank.left), rank.left))
+
+
+def _longest(rank: _Rank, available: int, demand: Demand, limit: int) -> int:
     """The longest context of which one request fits; kv_cache_utils.py `estimate_max_model_len`."""
-    room = available - (pool.block_bytes if null_block else 0)
+    pool, room = rank.pool, available - rank.held_back
 
     def fits(length: int) -> bool:
         one = Demand(length, demand.in_flight_tokens, demand.prefix_caching)
