@@ -219,16 +219,14 @@ def _on_gpus(
     if not offers or facts is None or facts.problem or not facts.layers:
         return _by_weights(result, suitable, asked or 1, facts, reasons)
     choices, rejected = planner.choose(Ways(facts, request, profiles), offers)
-    if not choices and request.max_model_len is None:
-        for length in planner.shorter(facts.max_model_len or 0):
-            cut = request.model_copy(update={"max_model_len": length})
-            choices, _ = planner.choose(Ways(facts, cut, profiles), offers)
-            if choices:
-                reasons.append(
-                    f"the model's own {facts.max_model_len:,} tokens do not fit here: the context is cut "
-                    f"to {length:,}; --max-model-len in engine_args asks for another"
-                )
-                break
+    if request.max_model_len is None and not any(choice.fits_safely for choice in choices):
+        length, cut = planner.best_shorter(facts, request, profiles, offers)
+        if cut and (not choices or any(choice.fits_safely for choice in cut)):
+            choices = cut
+            reasons.append(
+                f"the model's own {facts.max_model_len or 0:,} tokens do not fit here: the context is cut "
+                f"to {length:,}; --max-model-len in engine_args asks for another"
+            )
     if not choices:
         # The count asked for, or the most there is: its shortage is the one to report.
         result.problem = f"{rejected[-1].gpu_count} × {rejected[-1].gpu}: {rejected[-1].reason}."

@@ -82,28 +82,55 @@ def _search(
     """The best of `offers`; where nothing fits, and the context was not asked for, a shorter one."""
     reasons: list[str] = []
     choices, refused = choose(Ways(facts, request, profiles), offers)
-    if not choices and request.max_model_len is None:
-        for length in shorter(context_wanted(facts, request)):
-            cut = request.model_copy(update={"max_model_len": length})
-            choices, _ = choose(Ways(facts, cut, profiles), offers)
-            if choices:
-                reasons.append(
-                    f"the model's own {context_wanted(facts, request):,} tokens fit nowhere here: "
-                    f"the context is cut to {length:,}"
-                )
-                request = cut
-                break
+    if request.max_model_len is None and not (choices and (_safe(choices) or not request.shorten)):
+        length, shorter_ones = best_shorter(facts, request, profiles, offers)
+        if shorter_ones and (_safe(shorter_ones) or not choices):
+            choices = shorter_ones
+            reasons.append(
+                f"the model's own {context_wanted(facts, request):,} tokens fit nowhere here: "
+                f"the context is cut to {length:,}"
+            )
+            request = request.model_copy(update={"max_model_len": length})
     rejected = rejected + refused
     ranked = rank(choices, request)
     if ranked:
         best = ranked[0]
         others = _distinct(ranked[1:], best)
     else:
-        # The most memory there is: its shortage is the smallest.
-        largest = max(offers, key=lambda offer: (offer.memory * offer.count, offer.memory))
-        best = Ways(facts, request, profiles).exactly(largest)
+        best = _nearest(Ways(facts, request, profiles), offers, rejected)
         others = []
     return _result(model, facts, request, profiles, best, others, rejected, reasons)
+
+
+def _safe(choices: list[Choice]) -> bool:
+    return any(choice.fits_safely for choice in choices)
+
+
+def _nearest(ways: Ways, offers: list[Offer], rejected: list[Rejected]) -> Choice:
+    """Where nothing will do: the most memory within the bounds, whose shortage is the smallest."""
+    why = {(one.gpu, one.gpu_count): one for one in rejected}
+    within = [offer for offer in offers if why[offer.gpu, offer.count].kind != "bound"] or offers
+    largest = max(within, key=lambda offer: (offer.memory * offer.count, offer.memory))
+    found = ways.exactly(largest)
+    if not found.fits:
+        return found
+    reason = why[largest.gpu, largest.count].reason
+    return found.model_copy(update={"fits": False, "fits_safely": False, "reason": reason})
+
+
+def best_shorter(
+    facts: ModelFacts, request: Request, profiles: Profiles, offers: list[Offer]
+) -> tuple[int, list[Choice]]:
+    """The longest context below the model's own with which something fits safely, else at all."""
+    tight: tuple[int, list[Choice]] = (0, [])
+    for length in shorter(context_wanted(facts, request)):
+        cut = request.model_copy(update={"max_model_len": length})
+        choices, _ = choose(Ways(facts, cut, profiles), offers)
+        if _safe(choices):
+            return length, choices
+        if choices and not tight[1]:
+            tight = (length, choices)
+    return tight
 
 
 def choose(ways: Ways, offers: list[Offer]) -> tuple[list[Choice], list[Rejected]]:

@@ -187,8 +187,8 @@ class Ways:
             return first
         if not ways:
             raise DoesNotFit(
-                f"{offer.count} GPUs cannot be tensor parallel {self.request.tensor_parallel} × "
-                f"pipeline parallel {self.request.pipeline_parallel}.",
+                f"{offer.count} GPUs cannot be tensor parallel {self.request.tensor_parallel or 'any'} × "
+                f"pipeline parallel {self.request.pipeline_parallel or 'any'}.",
                 "Their product must be the number of GPUs.",
             )
         choice = self.choice(offer, ways[0], setting, self.estimate(offer, ways[0], setting))
