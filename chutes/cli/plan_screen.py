@@ -19,6 +19,8 @@ WIDEST = 104  # columns; beyond, lines are hard to follow back
 LABEL = 11
 MISSES = 5  # rejected ways that are shown; --json has them all
 
+FIXED = "\u00a0"  # a blank at which no line is broken; printed as a plain one
+
 BOLD, DIM, RED, GREEN, YELLOW, BLUE, MAGENTA, CYAN = "1", "2", "31", "32", "33", "34", "35", "36"
 
 
@@ -39,6 +41,7 @@ def lines(found: PlanResult, shelf: Profiles, columns: int) -> list[str]:
         drawn += _entry("", f"{mark} {tier.verdict}", columns, hang=2)
     if best is None:
         return drawn
+    drawn.append("")
     drawn += _choice(found, best, columns)
     drawn += ["", *_bar(best, columns), ""]
     if best.fits:
@@ -104,7 +107,7 @@ def _choice(found: PlanResult, best: Choice, columns: int) -> list[str]:
         how.append("experts spread over the GPUs")
     if best.kv_cache_dtype != "auto":
         how.append(f"{best.kv_cache_dtype} cache")
-    how += [f"context {best.max_model_len:,}", f"batch {best.max_num_seqs}"]
+    how += [f"context {best.max_model_len:,}", f"up to {best.max_num_seqs:,} at once"]
     how.append(f"{found.engine} {found.engine_version}")
     drawn = _entry("choice", f"{paint(name, f'{BOLD};{CYAN}')}  {verdict}  {paint(detail, DIM)}", columns)
     drawn += _entry("", " · ".join(how), columns)
@@ -130,7 +133,7 @@ def _bar(best: Choice, columns: int) -> list[str]:
         ("reserve", max(0, cache - safe), "▒", GREEN),
         ("activations", memory.peak_activation, "░", YELLOW),
         (runtime_name, runtime, "▞", MAGENTA),
-        ("left alone", max(0, memory.total - memory.usable), "·", DIM),
+        ("unused", max(0, memory.total - memory.usable), "·", DIM),
     ]
     width = min(columns, WIDEST) - LABEL - 14
     whole = max(memory.total, sum(size for _, size, _, _ in parts))
@@ -138,11 +141,13 @@ def _bar(best: Choice, columns: int) -> list[str]:
     edge, drawn_to = 0.0, 0
     for name, size, glyph, colour in parts:
         edge += size / whole * width
-        cells = max(round(edge) - drawn_to, 1 if size > 0.004 * whole and name != "left alone" else 0)
+        cells = max(round(edge) - drawn_to, 1 if size > 0.004 * whole and name != "unused" else 0)
         drawn_to += cells
         bar += paint(glyph * cells, colour)
-    legend = "   ".join(
-        f"{paint(glyph, colour)} {name} {size / GIB:.1f}" for name, size, glyph, colour in parts if size > 0
+    legend = "  ".join(
+        f"{paint(glyph, colour)}{FIXED}{name}{FIXED}{size / GIB:.1f}"
+        for name, size, glyph, colour in parts
+        if size > 0
     )
     label = "each GPU" if best.gpu_count > 1 else "the GPU" if best.gpu_count else "memory"
     drawn = [f"  {label:<{LABEL}}{bar} {memory.total / GIB:.1f} GiB"]
@@ -153,7 +158,7 @@ def _bar(best: Choice, columns: int) -> list[str]:
 
 
 def _room(found: PlanResult, best: Choice, columns: int) -> list[str]:
-    cells = [f"{room.context:,} × {_times(room.requests_safe)}" for room in found.fits_at]
+    cells = [f"{room.context:,}{FIXED}×{FIXED}{_times(room.requests_safe)}" for room in found.fits_at]
     drawn = _entry("holds", paint("tokens × requests at once", DIM) + "  " + " · ".join(cells), columns)
     needed = best.kv_cache_needed_bytes_per_gpu / GIB
     where = "on each GPU" if best.gpu_count > 1 else ""
@@ -203,7 +208,7 @@ def _alternatives(found: PlanResult, best: Choice) -> list[str]:
         how += " ep" if other.expert_parallel else ""
         differs = [one for one in other.notes if one.startswith("with ")]
         if not differs and other.max_num_seqs != best.max_num_seqs:
-            differs = [f"batch {other.max_num_seqs}"]
+            differs = [f"{other.max_num_seqs} at once"]
         if not other.fits_safely:
             differs.append("only just fits")
         rows.append(
@@ -284,8 +289,8 @@ def _entry(label: str, text: str, columns: int, hang: int = 0) -> list[str]:
     """A label and its text, wrapped under itself."""
     room = min(columns, WIDEST) - LABEL - 2
     wrapped = _wrap_painted(text, room, hang)
-    first = f"  {label:<{LABEL}}{wrapped[0]}" if wrapped else ""
-    return [first, *(f"  {'':<{LABEL}}{line}" for line in wrapped[1:])]
+    labels = [label] + [""] * (len(wrapped) - 1)
+    return [f"  {one:<{LABEL}}{line.replace(FIXED, ' ')}" for one, line in zip(labels, wrapped, strict=True)]
 
 
 def _wrap_painted(text: str, room: int, hang: int) -> list[str]:

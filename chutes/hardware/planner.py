@@ -175,16 +175,13 @@ def _levers(
     length = context_wanted(facts, request)
     tries: list[tuple[str, dict]] = [("a smaller batch", {})]
     if request.kv_cache_dtype == "auto":
-        tries.append(("the cache in fp8, which rounds it", {"kv_cache_dtype": "fp8"}))
-    tries += [(f"the context cut to {less:,}", {"max_model_len": less}) for less in shorter(length)]
+        tries.append(("the cache rounded to fp8", {"kv_cache_dtype": "fp8"}))
+    tries += [("a shorter context", {"max_model_len": less}) for less in shorter(length)]
     for what, update in tries:
         choice = Ways(facts, request.model_copy(update=update), profiles).consider(offer)
         if isinstance(choice, Choice) and choice.fits_safely:
             smaller = choice.max_num_seqs < best.max_num_seqs
-            words = what + (
-                f" and at most {choice.max_num_seqs} requests at once" if smaller and update else
-                f": at most {choice.max_num_seqs} requests at once" if smaller else ""
-            )  # fmt: skip
+            words = what + (f", {choice.max_num_seqs} requests at once" if smaller else "")
             found.append(choice.model_copy(update={"notes": [f"with {words}", *choice.notes]}))
             if update.get("max_model_len"):
                 break
