@@ -183,6 +183,39 @@ NEMOTRON_H = dense(
     tie_word_embeddings=False,
 )
 
+MIMO = dense(
+    architectures=["MiMoV2FlashForCausalLM"],
+    model_type="mimo_v2_flash",
+    num_hidden_layers=6,
+    hybrid_layer_pattern=[0, 1, 1, 0, 1, 1],
+    sliding_window=128,
+    sliding_window_size=128,
+    attention_chunk_size=128,
+    v_head_dim=32,
+    swa_num_attention_heads=8,
+    swa_num_key_value_heads=4,
+    swa_head_dim=64,
+    swa_v_head_dim=32,
+    moe_layer_freq=[0, 1, 1, 1, 1, 1],
+    moe_intermediate_size=64,
+    n_routed_experts=4,
+    n_shared_experts=None,
+    num_experts_per_tok=2,
+    norm_topk_prob=True,
+    scoring_func="sigmoid",
+    n_group=1,
+    topk_group=1,
+    topk_method="noaux_tc",
+    swa_rope_theta=10000,
+    rope_theta=5000000,
+    partial_rotary_factor=0.334,
+    layernorm_epsilon=1e-5,
+    add_swa_attention_sink_bias=True,
+    add_full_attention_sink_bias=False,
+    attention_value_scale=0.707,
+    tie_word_embeddings=False,
+)
+
 CASES = [
     Case("gqa", "grouped-query, 2 of 8 heads", dense()),
     Case("gqa-fp8", "the same with 8-bit keys and values", dense(), {"kv_cache_dtype": "fp8"}),
@@ -218,6 +251,7 @@ CASES = [
         "global pages half as large again: local ones padded",
         {**GEMMA4, "num_global_key_value_heads": 3, "num_attention_heads": 12},
     ),
+    Case("sliding-narrow-values", "more heads in local layers, values narrower than keys (MiMo V2)", MIMO),
     Case("chunked", "three layers of chunks of 512 to one full (Llama 4)", LLAMA4),
     Case("mamba", "Mamba-2, attention and feed-forward layers (Nemotron-H)", NEMOTRON_H),
 ]

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from chutes.exception import ModelError
 from chutes.model import attention, parameters, quantization, sanity
 from chutes.model.attention import LayerAttention, Unknown, whole
+from chutes.model.pieces import Piece
 from chutes.model.quantization import DTYPE_BYTES, Quantization
 from chutes.model.tensors import FROM_HEADERS, Tensors
 
@@ -187,8 +188,8 @@ class ModelFacts(BaseModel):
         if kind in _ENCODERS:
             return {"attention": "encoder"}
         try:
-            if "producer" in text and "quantization" in text:
-                raise Unknown("this is a quantisation file (hf_quant_config.json), not a config.json")
+            if "quantization" in text and not kind and not self.architecture:
+                raise Unknown(f"this is a quantisation file ({QUANTIZATION_FILE}), not a config.json")
             if kind not in _KNOWN:
                 raise Unknown(f"model_type {kind or '(none)'} is not known here")
             kept = attention.layers(text)
@@ -207,7 +208,7 @@ class ModelFacts(BaseModel):
         loaded = [piece for piece in made if not piece.mtp]
         width = DTYPE_BYTES.get(self.dtype, 2.0)
 
-        def size(of: Iterable[parameters.Piece]) -> int:
+        def size(of: Iterable[Piece]) -> int:
             return quantization.total_bytes(of, self.quantization, width)
 
         vision = _vision_parameters(config)

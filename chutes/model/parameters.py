@@ -8,35 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, Literal
 
+from chutes.model import parameters_hybrid
 from chutes.model.attention import Unknown, kv_geometry, layer_kinds, whole
-
-Part = Literal["embedding", "head", "attention", "dense", "expert", "shared", "router", "norm"]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """`copies` equal tensors."""
-
-    part: Part
-    rows: int
-    columns: int
-    copies: int = 1
-    linear: bool = True
-    """A matrix of a linear layer: what quantisation covers."""
-    split: bool = True
-    """Tensor parallelism cuts it; otherwise every rank holds it whole."""
-    mtp: bool = False
-    """Of a layer for speculative decoding: stored, and not loaded by default."""
-    quantised: bool = True
-    wide: bool = False
-    """Kept in float32 whatever the model's dtype."""
-
-    @property
-    def parameters(self) -> int:
-        return self.rows * self.columns * self.copies
+from chutes.model.pieces import Piece, norm
 
 
 def pieces(text: Mapping[str, Any]) -> list[Piece]:
@@ -46,14 +22,18 @@ def pieces(text: Mapping[str, Any]) -> list[Piece]:
         Unknown: the layout of this architecture is not known here.
     """
     kind = str(text.get("model_type") or "")
+    hidden, vocabulary = whole(text, "hidden_size"), whole(text, "vocab_size")
+    count = whole(text, "num_hidden_layers") or len(text.get("layers_block_type") or "")
+    if not hidden or not vocabulary or not count:
+        raise Unknown("hidden_size, vocab_size or num_hidden_layers is missing")
+    if kind == "nemotron_h":
+        return parameters_hybrid.nemotron_h(text, hidden, vocabulary)
+    if kind == "gemma4_text":
+        return parameters_hybrid.gemma4(text, hidden, vocabulary, count)
     family = _FAMILIES.get(kind)
     if family is None:
         raise Unknown(f"the tensors of model_type {kind or '(none)'} are not known here")
-    hidden, vocabulary = whole(text, "hidden_size"), whole(text, "vocab_size")
-    count = whole(text, "num_hidden_layers")
-    if not hidden or not vocabulary or not count:
-        raise Unknown("hidden_size, vocab_size or num_hidden_layers is missing")
-    made = [Piece("embedding", vocabulary, hidden, linear=False), _norm(hidden)]
+    made = [Piece("embedding", vocabulary, hidden, linear=False), norm(hidden)]
     if not text.get("tie_word_embeddings", family.tied):
         made.append(Piece("head", vocabulary, hidden, linear=False))
     kinds = layer_kinds(text, count) if not text.get("kv_lora_rank") else ["mla"] * count
@@ -114,10 +94,6 @@ KNOWN = frozenset(_FAMILIES)
 """model_type of every layout that is counted here."""
 
 
-def _norm(size: int, copies: int = 1, *, mtp: bool = False) -> Piece:
-    return Piece("norm", size, 1, copies, linear=False, split=False, mtp=mtp)
-
-
 def _layer(
     text: Mapping[str, Any], family: _Family, hidden: int, kind: str, index: int, *, mtp: bool = False
 ) -> list[Piece]:
@@ -127,7 +103,7 @@ def _layer(
         attention = _delta_net(text, hidden)
     else:
         attention = _attention(text, family, hidden, kind)
-    made = [*attention, *_feed_forward(text, family, hidden, index), _norm(hidden, family.norms)]
+    made = [*attention, *_feed_forward(text, family, hidden, index), norm(hidden, family.norms)]
     return [Piece(**{**piece.__dict__, "mtp": mtp}) for piece in made] if mtp else made
 
 
@@ -153,9 +129,9 @@ def _attention(text: Mapping[str, Any], family: _Family, hidden: int, kind: str)
     if bias == "qkvo":
         made.append(Piece("attention", hidden, 1, linear=False, split=False))
     if family.query_key_norm == "head":
-        made.append(_norm(2 * keys))
+        made.append(norm(2 * keys))
     elif family.query_key_norm == "all":
-        made.append(_norm((heads + groups) * keys))
+        made.append(norm((heads + groups) * keys))
     if family.sinks and (kind == "sliding" or str(text.get("model_type")) == "gpt_oss"):
         made.append(Piece("attention", heads, 1, linear=False))
     return made
@@ -171,14 +147,14 @@ def _mla(text: Mapping[str, Any], hidden: int) -> list[Piece]:
     query = whole(text, "q_lora_rank")
     made = [
         Piece("attention", latent + rope, hidden, split=False),
-        _norm(latent),
+        norm(latent),
         Piece("attention", heads * (nope + value), latent),
         Piece("attention", hidden, heads * value),
     ]
     if query:
         made += [
             Piece("attention", query, hidden, split=False),
-            _norm(query),
+            norm(query),
             Piece("attention", heads * (nope + rope), query),
         ]
     else:
@@ -203,7 +179,7 @@ def _delta_net(text: Mapping[str, Any], hidden: int) -> list[Piece]:
         Piece("attention", 2 * v_heads, hidden),
         Piece("attention", convolved, text["linear_conv_kernel_dim"], linear=False),
         Piece("attention", 2 * v_heads, 1, linear=False),
-        _norm(text["linear_value_head_dim"]),
+        norm(text["linear_value_head_dim"]),
         Piece("attention", hidden, values),
     ]
 
@@ -244,7 +220,7 @@ def _mtp(text: Mapping[str, Any], family: _Family, hidden: int, vocabulary: int,
     kind = "mla" if text.get("kv_lora_rank") else "full"
     made = _layer(text, family, hidden, kind, count, mtp=True)
     join = Piece("dense", hidden, 2 * hidden, mtp=True, quantised=False)
-    made += [join, _norm(hidden, 3, mtp=True)]
+    made += [join, norm(hidden, 3, mtp=True)]
     if family.mtp == "deepseek":
         made += [Piece("embedding", vocabulary, hidden, 2, linear=False, mtp=True)]
     return made * extra
@@ -259,8 +235,3 @@ def shared_width(text: Mapping[str, Any], inner: int) -> int:
     if str(text.get("model_type")) == "llama4_text":
         return inner  # one shared expert in every layer
     return whole(text, "shared_expert_intermediate_size") or inner * (whole(text, "n_shared_experts") or 0)
-
-
-def scales(piece: Piece, block: tuple[int, int]) -> int:
-    """Scales of one block-quantised piece: one for every block, edges rounded up."""
-    return ceil(piece.rows / block[0]) * ceil(piece.columns / block[1]) * piece.copies

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import ceil
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from chutes.model.attention import whole
-from chutes.model.parameters import Piece, scales
+from chutes.model.pieces import Piece
 
 DTYPE_BYTES = {"float64": 8.0, "float32": 4.0, "float16": 2.0, "bfloat16": 2.0}
 _SCALE_BYTES = 4  # block and channel scales of FP8 checkpoints are float32
@@ -106,7 +107,7 @@ def piece_bytes(piece: Piece, quantization: Quantization | None, dtype_bytes: fl
     assert quantization is not None
     data = count * quantization.bits / 8
     if quantization.block:
-        return data + scales(piece, quantization.block) * _SCALE_BYTES
+        return data + _scales(piece, quantization.block) * _SCALE_BYTES
     if quantization.group:
         return data + count / quantization.group * _group_scale_bytes(quantization)
     return data + piece.rows * piece.copies * _SCALE_BYTES
@@ -122,3 +123,8 @@ def _group_scale_bytes(quantization: Quantization) -> float:
 
 def total_bytes(pieces: Iterable[Piece], quantization: Quantization | None, dtype_bytes: float) -> int:
     return round(sum(piece_bytes(piece, quantization, dtype_bytes) for piece in pieces))
+
+
+def _scales(piece: Piece, block: tuple[int, int]) -> int:
+    """Scales of one block-quantised piece: one for every block, edges rounded up."""
+    return ceil(piece.rows / block[0]) * ceil(piece.columns / block[1]) * piece.copies
