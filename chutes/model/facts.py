@@ -63,6 +63,10 @@ _KNOWN = {
 }
 
 
+# What reading a field of an unexpected type raises: a list where a number was meant, and the like.
+_ODD = (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError)
+
+
 class Experts(BaseModel):
     """Mixture-of-experts layers."""
 
@@ -148,6 +152,15 @@ class ModelFacts(BaseModel):
         """
         if not isinstance(config, Mapping):
             raise ModelError("config.json does not hold an object.", _AGAIN)
+        try:
+            return cls._read(config, quantization_file)
+        except _ODD:
+            raise ModelError(
+                "config.json holds fields of types that no model's have.", "Mend the file, or fetch it again."
+            ) from None
+
+    @classmethod
+    def _read(cls, config: Mapping[str, Any], quantization_file: Mapping[str, Any] | None) -> ModelFacts:
         text, nested = _language_model(config)
         sanity.check(text)
         inner = quantization_file.get("quantization") if isinstance(quantization_file, Mapping) else None
@@ -195,7 +208,7 @@ class ModelFacts(BaseModel):
             kept = attention.layers(text)
         except Unknown as error:
             return {"problem": f"cannot plan its KV cache, because {error}"}
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError):
+        except _ODD:
             return {"problem": "cannot plan its KV cache, because fields of config.json have unusual types"}
         return {"attention": attention.summary(kept, self.attention_heads), "layers_attention": kept}
 
@@ -203,7 +216,7 @@ class ModelFacts(BaseModel):
         """Parameters and bytes by arithmetic; nothing where the layout is not known."""
         try:
             made = parameters.pieces(text)
-        except (Unknown, TypeError, ValueError, KeyError, AttributeError, IndexError):
+        except (Unknown, *_ODD):
             return {}
         loaded = [piece for piece in made if not piece.mtp]
         width = DTYPE_BYTES.get(self.dtype, 2.0)
