@@ -59,7 +59,10 @@ def lines(found: PlanResult, shelf: Profiles, columns: int) -> list[str]:
 
 
 def _heading(found: PlanResult, columns: int) -> list[str]:
-    size = f"{found.parameters / 1e9:.2f} B parameters" if found.parameters else "size unknown"
+    size = "size unknown"
+    if found.parameters:
+        billions = found.parameters / 1e9
+        size = f"{billions:,.0f} B parameters" if billions >= 100 else f"{billions:.2f} B parameters"
     if found.active_parameters and found.parameters and found.active_parameters < 0.8 * found.parameters:
         size += f" ({found.active_parameters / 1e9:.1f} B active)"
     facts = [size]
@@ -268,7 +271,11 @@ def show_compared(rows: Sequence[Compared], shelf: Profiles) -> None:
                 f"{best.label}" if best.fits else "none",
                 f"${best.price_per_hour:.2f}" if best.price_per_hour is not None else "",
                 f"{best.max_model_len:,}",
-                "tier does" if tier.agrees else tier.verdict.split(": ", 1)[0].split(";", 1)[0],
+                "does"
+                if tier.agrees
+                else "too little"
+                if "too little" in tier.verdict
+                else "more than needed",
             )
         )
     output.table(("MODEL", "SIZE", "TIER", "ARITHMETIC", "$/H", "CONTEXT", "THE TIER"), table)

@@ -36,8 +36,8 @@ def view(facts: ModelFacts, request: Request, profiles: Profiles, best: Choice) 
     found = Ways(facts, asked, profiles).consider(offer)
     words = f"{tier.gpu_count} × {tier.min_vram_gb_per_gpu} GB ({offer.gpu}, ${offer.hourly or 0:.2f}/h)"
     if not isinstance(found, Choice) or not found.fits_safely:
-        why = f": {found.reason}" if found.reason else ""
-        return answer(f"{words} are too little for {length:,} tokens{why}", False)
+        most = found.reason.partition("; ")[2]
+        return answer(f"{words} are too little for {length:,} tokens" + (f": {most}" if most else ""), False)
     if best.gpu_count and best.fits and best.price_per_hour is not None and offer.hourly is not None:
         if best.price_per_hour < offer.hourly:
             return answer(

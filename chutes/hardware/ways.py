@@ -217,8 +217,8 @@ class Ways:
             )
         if self.facts.attention == "none":
             remarks.append(
-                f"not a language model, {self.request.engine} does not serve it: only the weights count here, "
-                "what making an image takes comes on top"
+                f"not a language model, {self.request.engine} does not serve it: only the weights count "
+                "here, what making an image takes comes on top"
             )
         made_for = self.facts.max_model_len
         if made_for and setting.max_model_len > made_for:
