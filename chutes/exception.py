@@ -100,6 +100,12 @@ class DoesNotFit(ChutesError):
     status = 400
 
 
+class CannotPlan(ChutesError):
+    """A question that no plan answers: an absurd number, a format or a GPU type that nobody knows."""
+
+    status = 400
+
+
 class EngineEnvironmentError(ChutesError):
     """An engine's virtual environment cannot be made or used."""
 

@@ -13,8 +13,9 @@ from chutes.chute.template import build_vllm_chute
 from chutes.hardware.devices import has_gpu
 
 # A model that makes use of a GPU with 24 GB, or one that answers within seconds on a laptop.
-large = has_gpu(min_gb=24)
-default_model = "Qwen/Qwen3-8B" if large else "HuggingFaceTB/SmolLM2-135M-Instruct"
+default_model = "Qwen/Qwen3-8B" if has_gpu(min_gb=24) else "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+hardware = {"GPU_COUNT": "gpu_count", "MIN_VRAM_GB": "min_vram_gb_per_gpu"}
 
 chute = build_vllm_chute(
     username="chutes",
@@ -26,11 +27,9 @@ chute = build_vllm_chute(
     concurrency=int(env.get("CONCURRENCY") or 32),
     # Options for vLLM, for instance "--max-model-len 8192 --enable-prefix-caching".
     engine_args=env.get("ENGINE_ARGS") or None,
-    # What one instance needs. `chutes deploy` prints how a model was fitted to your hardware.
-    node_selector=NodeSelector(
-        gpu_count=int(env.get("GPU_COUNT") or 1),
-        min_vram_gb_per_gpu=int(env.get("MIN_VRAM_GB") or (24 if large else 2)),
-    ),
+    # What one instance needs. What is left out is planned: `chutes deploy --dry-run` prints how the model was
+    # fitted to this machine, `chutes plan MODEL` what it needs anywhere.
+    node_selector=NodeSelector(**{key: int(env[name]) for name, key in hardware.items() if env.get(name)}),
     # How far it may grow under load, and when it stops for want of it (seconds without a request).
     max_instances=int(env.get("MAX_INSTANCES") or 1),
     shutdown_after_seconds=int(env.get("SHUTDOWN_AFTER_SECONDS") or 300),

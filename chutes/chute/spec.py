@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from chutes.chute.node_selector import NodeSelector
 from chutes.exception import InvalidSpec
@@ -81,6 +81,11 @@ class ChuteSpec(BaseModel):
     """The reference it was loaded from, e.g. `templates.vllm_chute:chute`."""
     code: str = ""
     """Source text of the chute file."""
+
+    @field_serializer("node_selector")
+    def _only_what_was_set(self, selector: NodeSelector) -> dict[str, Any]:
+        # What the author left open stays open on its way to the platform, which then plans it.
+        return selector.model_dump(mode="json", exclude_unset=True)
 
 
 def require_revision(spec: ChuteSpec) -> None:

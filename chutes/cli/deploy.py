@@ -166,7 +166,7 @@ def _command(worked_out: Draft) -> list[str]:
     from pathlib import Path
 
     spec, chosen = worked_out.spec, worked_out.plan
-    args = spec.engine.args if spec.engine else []
+    args = [*chosen.engine_args, *(spec.engine.args if spec.engine else [])]
     return vllm.command(
         Path("python"),
         Path(f"<{worked_out.source.location}>"),

@@ -110,6 +110,60 @@ def run(
 
 
 @app.command()
+def plan(
+    model: Annotated[
+        str | None, typer.Argument(help="Hub id, directory with a config.json, or a catalogue name.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="A commit or branch: asks the hub.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens; default: the model's own.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Requests of that length to hold at once; default 1.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="A GPU type: its short id or product name.")] = None,
+    gpu_count: Annotated[int | None, typer.Option(help="With --gpu: exactly this hardware.")] = None,
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto or fp8.")] = "auto",
+    engine: Annotated[str, typer.Option(help="vllm or sglang.")] = "vllm",
+    engine_version: Annotated[str, typer.Option(help="Defaults changed between versions.")] = "",
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(help="Share of each GPU; default: the engine's.")
+    ] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="Default: tried.")] = None,
+    pipeline_parallel_size: Annotated[int | None, typer.Option(help="Default: tried.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Requests at once, of any length.")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Default: the engine's.")] = None,
+    optimize: Annotated[
+        str, typer.Option(help="price, latency, or throughput (tokens for a dollar).")
+    ] = "price",
+    max_price: Annotated[float | None, typer.Option(help="Dollars an hour, all GPUs.")] = None,
+    max_tpot: Annotated[float | None, typer.Option(help="Milliseconds per token, estimated.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="Only what is in this machine, as used now.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Size tiers beside the arithmetic.")] = False,
+    json: Json = False,
+) -> None:
+    """Which hardware a model needs, how it is used, and why; downloads nothing."""
+    from chutes.cli import plan as command
+
+    asked = command.Asked(
+        max_model_len=max_model_len,
+        concurrency=concurrency,
+        gpu=gpu,
+        gpu_count=gpu_count,
+        kv_cache_dtype=kv_cache_dtype,
+        engine=engine,
+        engine_version=engine_version,
+        gpu_memory_utilization=gpu_memory_utilization,
+        tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        optimize=optimize,
+        max_price=max_price,
+        max_tpot=max_tpot,
+    )
+    command.plan(model, revision, asked, here=here, compare=compare, as_json=json)
+
+
+@app.command()
 def doctor(json: Json = False) -> None:
     """What is here: Python, GPUs, memory, disk, engines, the model hub."""
     from chutes.cli import doctor as command

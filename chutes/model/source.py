@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chutes.exception import ModelError
 from chutes.model import hub, packaged
-from chutes.model.facts import ModelFacts, safetensors_header
+from chutes.model.facts import QUANTIZATION_FILE, ModelFacts, safetensors_header
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, total) in bytes; total 0 means unknown"""
@@ -100,9 +100,11 @@ def directory_facts(directory: Path) -> ModelFacts:
     """
     try:
         config = json.loads((directory / "config.json").read_text())
+        beside = directory / QUANTIZATION_FILE
+        quantized = json.loads(beside.read_text()) if beside.is_file() else None
     except (OSError, ValueError) as error:
         raise ModelError(f"{directory / 'config.json'} cannot be read: {error}.", _DIRECTORY_FIX) from None
-    facts = ModelFacts.from_config(config)
+    facts = ModelFacts.from_config(config, quantized)
     names = [path.name for path in directory.glob("*.safetensors")]
     return facts.with_headers(safetensors_header(directory / name) for name in hub.weight_files(names))
 

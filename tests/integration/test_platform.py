@@ -155,10 +155,10 @@ def test_how_it_scales_changes_without_a_restart(kit: PlatformKit) -> None:
     kit.run("deploy", reference)
     before = kit.instance()
     path = kit.directory / "tiny_model.py"
-    path.write_text(path.read_text().replace("engine_args", "concurrency=7, engine_args"))
+    path.write_text(path.read_text().replace("engine_args", "max_instances=7, engine_args"))
     assert "runs in this very version already" in kit.run("deploy", reference).stderr
     assert kit.instance()["instance_id"] == before["instance_id"]
-    assert kit.json("ps")[0]["scaling"]["concurrency"] == 7
+    assert kit.json("ps")[0]["scaling"]["max_instances"] == 7
 
 
 def test_a_cord_called_from_python(kit: PlatformKit) -> None:

@@ -1,0 +1,140 @@
+"""plan: which hardware a model needs, before anything is downloaded or rented."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from chutes import config as settings
+from chutes.cli import output
+from chutes.exception import CannotPlan, UsageError
+from chutes.hardware import profiles as shelves
+
+# Ten times the longest context of any model: above it a number is a slip, not a wish.
+MOST_TOKENS = 100_000_000
+MOST_REQUESTS = 100_000
+MOST_GPUS = 128  # as NodeSelector
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of the command, as they were typed."""
+
+    max_model_len: int | None = None
+    concurrency: int | None = None
+    gpu: str | None = None
+    gpu_count: int | None = None
+    kv_cache_dtype: str = "auto"
+    engine: str = "vllm"
+    engine_version: str = ""
+    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    optimize: str = "price"
+    max_price: float | None = None
+    max_tpot: float | None = None
+
+
+def plan(
+    model: str | None, revision: str | None, asked: Asked, *, here: bool, compare: bool, as_json: bool
+) -> None:
+    config = settings.load()
+    try:
+        shelf = shelves.load(shelves.find(config.home, config.profiles))
+        request = request_of(asked, shelf)
+        if compare:
+            _compare(request, shelf, as_json)
+            return
+        if not model:
+            raise CannotPlan(
+                "No model was named.", "`chutes plan Qwen/Qwen3-32B`, or --compare for the catalogue."
+            )
+        from chutes.hardware import planner
+        from chutes.model.known import know
+
+        known = know(model, revision, config.models)
+        if here:
+            from chutes.hardware import devices
+
+            # A context that nobody asked for is cut to what this machine holds: there is no other.
+            request = request.model_copy(update={"shorten": True})
+            found = planner.plan_here(known.name, known.facts, request, devices.detect(), shelf)
+        else:
+            found = planner.plan_catalogue(known.name, known.facts, request, shelf)
+    except UsageError as error:  # a script asks "can this be planned?": every no is the same exit code
+        raise CannotPlan(error.message, error.fix) from None
+    found = found.model_copy(update={"revision": known.revision, "facts_from": known.origin})
+    if as_json:
+        output.document(found.model_dump(mode="json"))
+        return
+    from chutes.cli import plan_screen
+
+    plan_screen.show(found, shelf)
+
+
+def request_of(asked: Asked, shelf: shelves.Profiles) -> Any:
+    """The options as the planner's question.
+
+    Raises:
+        CannotPlan: a number that cannot be meant, or a name that nobody knows.
+    """
+    from chutes.hardware.choice import Request
+
+    _within("--max-model-len", asked.max_model_len, 1, MOST_TOKENS)
+    _within("--concurrency", asked.concurrency, 1, MOST_REQUESTS)
+    _within("--max-num-seqs", asked.max_num_seqs, 1, MOST_REQUESTS)
+    _within("--max-num-batched-tokens", asked.max_num_batched_tokens, 1, MOST_TOKENS)
+    for flag in ("gpu_count", "tensor_parallel_size", "pipeline_parallel_size"):
+        _within(f"--{flag.replace('_', '-')}", getattr(asked, flag), 1, MOST_GPUS)
+    share = asked.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise CannotPlan(f"--gpu-memory-utilization {share:g} is not a share.", "Give 0.9 or the like.")
+    for flag, value in (("--max-price", asked.max_price), ("--max-tpot", asked.max_tpot)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise CannotPlan(f"{flag} {value:g} is not above 0.", "Give dollars an hour, or milliseconds.")
+    _among("--kv-cache-dtype", asked.kv_cache_dtype, ["auto", "fp8"])
+    _among("--optimize", asked.optimize, ["price", "latency", "throughput"])
+    _among("--engine", asked.engine, list(shelf.engines))
+    return Request(
+        engine=asked.engine,
+        engine_version=asked.engine_version,
+        max_model_len=asked.max_model_len,
+        concurrency=asked.concurrency or 1,
+        # No more slots than requests that are wanted: the sampler's room for the others would be wasted.
+        max_num_seqs=asked.max_num_seqs or asked.concurrency,
+        max_num_batched_tokens=asked.max_num_batched_tokens,
+        kv_cache_dtype="fp8" if asked.kv_cache_dtype == "fp8" else "auto",
+        gpu_memory_utilization=asked.gpu_memory_utilization,
+        tensor_parallel=asked.tensor_parallel_size,
+        pipeline_parallel=asked.pipeline_parallel_size,
+        gpu=asked.gpu,
+        gpu_count=asked.gpu_count,
+        optimize=asked.optimize,  # pyright: ignore[reportArgumentType]  (checked above)
+        max_price=asked.max_price,
+        max_tpot_ms=asked.max_tpot,
+    )
+
+
+def _compare(request: Any, shelf: shelves.Profiles, as_json: bool) -> None:
+    from chutes.hardware.compare import compare
+
+    rows = list(compare(request, shelf))
+    if as_json:
+        output.document([row.model_dump(mode="json") for row in rows])
+        return
+    from chutes.cli import plan_screen
+
+    plan_screen.show_compared(rows, shelf)
+
+
+def _within(flag: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise CannotPlan(f"{flag} {value} cannot be meant.", f"Give a number from {low} to {high:,}.")
+
+
+def _among(flag: str, value: str, known: list[str]) -> None:
+    if value not in known:
+        raise CannotPlan(f"{flag} {value!r} is not known.", f"Take one of {', '.join(known)}.")

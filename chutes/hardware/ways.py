@@ -1,0 +1,383 @@
+"""Ways to serve a model on one offer of hardware: layouts and batches tried, the reason kept where none does.
+
+Pure. A way is safe when it fits with the reserve of the memory arithmetic; it is tight when only the expected
+figures let it fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from chutes.exception import DoesNotFit
+from chutes.hardware import offers as market
+from chutes.hardware import roofline
+from chutes.hardware.choice import Choice, PerGpuBytes, Rejected, Request, Speed
+from chutes.hardware.engine_args import render
+from chutes.hardware.memory import Estimate, Layout, Setting, estimate, violations, weights_per_gpu
+from chutes.hardware.offers import Offer
+from chutes.hardware.profiles import Profiles
+from chutes.hardware.versions import EngineBehaviour, behaviour
+from chutes.model.facts import ModelFacts
+
+GIB = 1 << 30
+
+# Batches to fall back to when the release's own does not fit: (max_num_seqs, max_num_batched_tokens). The
+# sampler's dummy run takes up to 7 GiB for 1024 sequences and a vocabulary of 200 000, on every GPU; sliding
+# windows hold room for every token in flight. 2048 is the engines' own small batch.
+SMALLER_BATCHES: tuple[tuple[int, int | None], ...] = (
+    (256, None),
+    (128, None),
+    (64, None),
+    (32, 2048),
+    (16, 2048),
+    (8, 2048),
+)
+
+PUBLISHED_VRAM_LIMIT = 140  # GB; the published NodeSelector takes no more, an H200 is 140 there
+
+UNKNOWN_CONTEXT = 4096  # tokens, for a model whose config.json names no limit
+
+
+def layouts(facts: ModelFacts, request: Request, count: int) -> list[Layout]:
+    """Ways to spread one instance over `count` GPUs, the best first.
+
+    Tensor parallelism shortens every token's way, a pipeline only makes room; experts on different GPUs are
+    the way out where a matrix may not be cut so small.
+    """
+    found: list[Layout] = []
+    for stages in range(1, count + 1):
+        if count % stages:
+            continue
+        ranks = count // stages
+        if request.tensor_parallel not in (None, ranks) or request.pipeline_parallel not in (None, stages):
+            continue
+        choices = (False, True) if facts.experts and ranks > 1 else (False,)
+        if request.expert_parallel is not None:
+            choices = (request.expert_parallel,)
+        found += [
+            Layout(tensor_parallel=ranks, pipeline_parallel=stages, expert_parallel=expert)
+            for expert in choices
+        ]
+    return found
+
+
+def context_wanted(facts: ModelFacts, request: Request) -> int:
+    return request.max_model_len or facts.max_model_len or UNKNOWN_CONTEXT
+
+
+class Ways:
+    """One request, worked out over offers. Holds what does not change between them."""
+
+    def __init__(self, facts: ModelFacts, request: Request, profiles: Profiles) -> None:
+        if request.engine not in profiles.engines:
+            raise DoesNotFit(
+                f"There is no engine {request.engine!r}.", f"Take one of {', '.join(profiles.engines)}."
+            )
+        version = request.engine_version or profiles.engines[request.engine]["cuda"].version
+        self.facts = facts
+        self.request = request
+        self.behaviour: EngineBehaviour = behaviour(request.engine, version)
+        self._weights: dict[Layout, int] = {}
+        self._estimates: dict[tuple, Estimate] = {}
+
+    def settings(self, offer: Offer) -> Setting:
+        """What was asked for, on this offer; the rest is the release's own."""
+        request = self.request
+        share = request.gpu_memory_utilization
+        if share is None:
+            share = market.utilization(offer, self.behaviour.default_utilization)
+        return Setting(
+            max_model_len=context_wanted(self.facts, request),
+            max_num_seqs=request.max_num_seqs,
+            max_num_batched_tokens=request.max_num_batched_tokens,
+            kv_cache_dtype=request.kv_cache_dtype,
+            gpu_memory_utilization=share,
+            block_size=request.block_size,
+            enforce_eager=request.enforce_eager,
+        )
+
+    def estimate(self, offer: Offer, layout: Layout, setting: Setting) -> Estimate:
+        # A release looks at nothing of a GPU but its memory and, for the default batch, its name.
+        batch = self.behaviour.default_batch(offer.memory, offer.name)
+        key = (offer.memory, batch, layout, setting)
+        if key not in self._estimates:
+            self._estimates[key] = estimate(
+                self.facts, layout, setting, offer.memory, self.behaviour, gpu_name=offer.name
+            )
+        return self._estimates[key]
+
+    def weights(self, layout: Layout) -> int:
+        if layout not in self._weights:
+            self._weights[layout] = weights_per_gpu(self.facts, layout)
+        return self._weights[layout]
+
+    def safe(self, found: Estimate) -> bool:
+        return found.fits and found.max_concurrency_safe >= self.request.concurrency
+
+    def expected(self, found: Estimate) -> bool:
+        return found.fits_expected and found.max_concurrency >= self.request.concurrency
+
+    def consider(self, offer: Offer) -> Choice | Rejected:
+        """The best way to use an offer: safe, else one that fits without the reserve, else why none does."""
+        if (bound := self._too_dear(offer)) is not None:
+            return bound
+        setting = self.settings(offer)
+        if (used := self._too_full(offer, setting)) is not None:
+            return used
+        refused: list[str] = []
+        tight: Choice | None = None
+        closest: tuple[Layout, Estimate] | None = None
+        lightest: tuple[int, Layout] | None = None
+        usable = offer.memory * (setting.gpu_memory_utilization or 1.0)
+        for layout in layouts(self.facts, self.request, offer.count):
+            cut = violations(self.facts, layout, offer.capability, self.request.engine)
+            if cut.problems:
+                refused.append(f"{spoken(layout)}: {cut.problems[0]}")
+                continue
+            if (weights := self.weights(layout)) >= usable:  # most end here, at no cost
+                lightest = min(lightest or (weights, layout), (weights, layout), key=lambda one: one[0])
+                continue
+            # The most frugal first: where that does not fit nothing does, and most offers end here.
+            variants = self._variants(setting, self.estimate(offer, layout, setting).max_num_seqs)
+            frugal = self.estimate(offer, layout, variants[-1])
+            if not self.expected(frugal):
+                if closest is None or frugal.kv_cache_expected > closest[1].kv_cache_expected:
+                    closest = (layout, frugal)
+                continue
+            for variant in variants:
+                found = self.estimate(offer, layout, variant)
+                if self.safe(found):
+                    choice = self.choice(offer, layout, variant, found, cut.notes)
+                    return self._too_slow(offer, choice) or choice
+            tight = tight or self.choice(offer, layout, variants[-1], frugal, cut.notes)
+        if tight is not None:
+            return self._too_slow(offer, tight) or tight
+        if closest is None and lightest is not None:
+            weights, layout = lightest
+            return offer.reject(
+                f"{gib(weights)} of weights on each GPU ({spoken(layout)}), {gib(usable)} usable: "
+                f"{gib(weights - usable)} too little"
+            )
+        if closest is None:
+            reason = "; ".join(dict.fromkeys(refused)) or "no layout was left to try"
+            return offer.reject(reason, kind="layout")
+        layout, found = closest
+        return offer.reject(
+            self.shortage(layout, found),
+            kind="memory" if found.estimated_max_model_len <= 0 else "context",
+        )
+
+    def exactly(self, offer: Offer) -> Choice:
+        """This very hardware with what was asked and the release's defaults, whether it fits or not."""
+        setting = self.settings(offer)
+        ways = layouts(self.facts, self.request, offer.count)
+        first: Choice | None = None
+        refused: list[str] = []
+        for layout in ways:
+            cut = violations(self.facts, layout, offer.capability, self.request.engine)
+            found = self.estimate(offer, layout, setting)
+            if cut.problems:
+                refused.append(f"{spoken(layout)}: {cut.problems[0]}")
+                continue
+            choice = self.choice(offer, layout, setting, found, [*cut.notes, *refused])
+            if choice.fits:
+                return choice
+            first = first or choice
+        if first is not None:
+            return first
+        if not ways:
+            raise DoesNotFit(
+                f"{offer.count} GPUs cannot be tensor parallel {self.request.tensor_parallel or 'any'} × "
+                f"pipeline parallel {self.request.pipeline_parallel or 'any'}.",
+                "Their product must be the number of GPUs.",
+            )
+        choice = self.choice(offer, ways[0], setting, self.estimate(offer, ways[0], setting))
+        return choice.model_copy(
+            update={"fits": False, "fits_safely": False, "reason": "; ".join(dict.fromkeys(refused))}
+        )
+
+    def choice(
+        self, offer: Offer, layout: Layout, setting: Setting, found: Estimate, notes: Sequence[str] = ()
+    ) -> Choice:
+        # What the release would decide is written out: the engine is told what was counted.
+        settled = setting.model_copy(
+            update={
+                "max_num_seqs": found.max_num_seqs,
+                "max_num_batched_tokens": found.max_num_batched_tokens,
+                "gpu_memory_utilization": round(found.gpu_memory_utilization, 4),
+            }
+        )
+        fits, safe = self.expected(found), self.safe(found)
+        remarks = list(notes)
+        if fits and not safe:
+            remarks.insert(
+                0,
+                "fits by the expected figures only; the reserve for what arithmetic does not see is gone: "
+                "it may fail to start",
+            )
+        if self.facts.attention == "none":
+            remarks.append(
+                f"not a language model, {self.request.engine} does not serve it: only the weights count "
+                "here, what making an image takes comes on top"
+            )
+        made_for = self.facts.max_model_len
+        if made_for and setting.max_model_len > made_for:
+            remarks.append(
+                f"the model was made for {made_for:,} tokens: the engine refuses {setting.max_model_len:,} "
+                "unless its configuration is overridden"
+            )
+        return Choice(
+            gpu=offer.gpu,
+            gpu_name=offer.name,
+            gpu_count=offer.count,
+            gpus=list(offer.indices),
+            tensor_parallel_size=layout.tensor_parallel,
+            pipeline_parallel_size=layout.pipeline_parallel,
+            expert_parallel=layout.expert_parallel,
+            fits=fits,
+            fits_safely=safe,
+            reason=self.room(found) if fits else self.shortage(layout, found),
+            notes=remarks,
+            price_per_hour=offer.hourly,
+            price_date=offer.price_date,
+            gpu_memory_utilization=round(found.gpu_memory_utilization, 4),
+            max_model_len=setting.max_model_len,
+            max_num_seqs=found.max_num_seqs,
+            max_num_batched_tokens=found.max_num_batched_tokens,
+            kv_cache_dtype=setting.kv_cache_dtype,
+            block_size=found.block_size,
+            enforce_eager=setting.enforce_eager,
+            kv_cache_tokens=found.kv_cache_tokens,
+            max_concurrency=round(found.max_concurrency, 2),
+            kv_cache_tokens_safe=found.kv_cache_tokens_safe,
+            max_concurrency_safe=round(found.max_concurrency_safe, 2),
+            engine_args=render(self.request.engine, layout, settled),
+            node_selector=selector(offer),
+            per_gpu_bytes=PerGpuBytes(**{name: getattr(found, name) for name in PerGpuBytes.model_fields}),
+            kv_cache_needed_bytes_per_gpu=found.kv_cache_needed,
+            estimated_max_model_len=found.estimated_max_model_len,
+            estimated_max_model_len_safe=found.estimated_max_model_len_safe,
+            speed=self._speed(offer, layout, setting, found) if fits else None,
+        )
+
+    def shortage(self, layout: Layout, found: Estimate) -> str:
+        """By how much it does not fit."""
+        if found.kv_cache_expected <= 0:
+            beside = found.usable - found.weights - found.kv_cache_expected
+            return (
+                f"{gib(found.weights)} of weights on each GPU ({spoken(layout)}) and {gib(beside)} beside "
+                f"them, of {gib(found.usable)} usable: {gib(-found.kv_cache_expected)} too little "
+                "before any cache"
+            )
+        wanted, length = self.request.concurrency, context_wanted(self.facts, self.request)
+        what = f"{wanted} requests" if wanted > 1 else "one request"
+        limit = found.estimated_max_model_len
+        most = f"; at most {limit:,} tokens fit" if 0 < limit < length else ""
+        if wanted > 1 and found.fits_expected:
+            most = f"; {found.max_concurrency:.1f} such requests fit"
+        return (
+            f"{gib(found.kv_cache_needed * wanted)} of cache needed on each GPU ({spoken(layout)}) for "
+            f"{what} of {length:,} tokens, {gib(found.kv_cache_expected)} expected{most}"
+        )
+
+    def room(self, found: Estimate) -> str:
+        return (
+            f"{gib(found.kv_cache_expected)} of cache expected on each GPU ({gib(found.kv_cache_safe)} with "
+            f"the reserve), {gib(found.kv_cache_needed)} needed for one request of "
+            f"{context_wanted(self.facts, self.request):,} tokens"
+        )
+
+    def _variants(self, setting: Setting, default_seqs: int) -> list[Setting]:
+        """The setting and, where the batch was left open, smaller ones: largest first."""
+        found = [setting]
+        if setting.max_num_seqs is not None:
+            return found
+        for seqs, tokens in SMALLER_BATCHES:
+            if self.request.concurrency <= seqs < default_seqs:
+                update = {
+                    "max_num_seqs": seqs,
+                    "max_num_batched_tokens": setting.max_num_batched_tokens or tokens,
+                }
+                found.append(setting.model_copy(update=update))
+        return found
+
+    def _speed(self, offer: Offer, layout: Layout, setting: Setting, found: Estimate) -> Speed | None:
+        if offer.type is None or not (self.facts.loaded_bytes or self.facts.weights_bytes):
+            return None
+        return roofline.speed(
+            self.facts,
+            layout,
+            offer.type,
+            max_model_len=setting.max_model_len,
+            max_num_seqs=found.max_num_seqs,
+            kv_cache_tokens=found.kv_cache_tokens_safe,
+            kv_dtype=setting.kv_cache_dtype,
+        )
+
+    def _too_dear(self, offer: Offer) -> Rejected | None:
+        limit = self.request.max_price
+        if limit is None or (offer.hourly is not None and offer.hourly <= limit):
+            return None
+        reason = "no price is known" if offer.hourly is None else f"${offer.hourly:.2f}/h"
+        return offer.reject(f"{reason}, and at most ${limit:g}/h", kind="bound")
+
+    def _too_full(self, offer: Offer, setting: Setting) -> Rejected | None:
+        share = setting.gpu_memory_utilization or 0.0
+        if offer.free is None or (share >= 0.01 and share * offer.memory <= offer.free):
+            return None
+        return offer.reject(
+            f"{gib(offer.free)} of {gib(offer.memory)} are free, the engine is to take {share:.0%}",
+        )
+
+    def _too_slow(self, offer: Offer, choice: Choice) -> Rejected | None:
+        limit = self.request.max_tpot_ms
+        if limit is None or (choice.speed is not None and choice.speed.tpot_ms <= limit):
+            return None
+        found = f"{choice.speed.tpot_ms:.1f} ms" if choice.speed else "unknown time"
+        return offer.reject(
+            f"{found} per output token by the roofline estimate, and at most {limit:g} ms",
+            kind="bound",
+        )
+
+
+def rank(choices: Iterable[Choice], request: Request) -> list[Choice]:
+    """The best first: safe ones before tight ones, then by what was asked for."""
+
+    def price(choice: Choice) -> tuple[bool, float]:
+        return (choice.price_per_hour is None, choice.price_per_hour or 0.0)
+
+    def key(choice: Choice) -> tuple:
+        alone = choice.speed.tokens_per_second if choice.speed else 0.0
+        together = choice.speed.tokens_per_second_batch if choice.speed else 0.0
+        if request.optimize == "latency":
+            goal = (-alone, *price(choice))
+        elif request.optimize == "throughput":  # for a dollar where there are prices: more is always faster
+            goal = (choice.price_per_hour is None, -together / (choice.price_per_hour or 1.0))
+        else:
+            goal = (*price(choice), choice.gpu_count, -together)
+        return (not choice.fits_safely, *goal, choice.gpu_count, choice.gpu)
+
+    return sorted(choices, key=key)
+
+
+def selector(offer: Offer) -> dict:
+    """The NodeSelector that asks for this offer."""
+    if offer.type is None:
+        return {"gpu_count": offer.count}
+    return {
+        "gpu_count": offer.count,
+        "min_vram_gb_per_gpu": min(PUBLISHED_VRAM_LIMIT, offer.type.label_gb),
+        "include": [offer.gpu],
+    }
+
+
+def spoken(layout: Layout) -> str:
+    """`tensor parallel 4 × pipeline 2, experts spread`."""
+    words = f"tensor parallel {layout.tensor_parallel}"
+    if layout.pipeline_parallel > 1:
+        words += f" × pipeline {layout.pipeline_parallel}"
+    return words + (", experts spread" if layout.expert_parallel else "")
+
+
+def gib(count: float) -> str:
+    return f"{count / GIB:.2f} GiB"

@@ -1,0 +1,119 @@
+"""Parameters of models whose layers are not all of one build: Nemotron-H and Gemma 4.
+
+Counted from vLLM's nemotron_h.py and gemma4.py (0.32); no exact published counts were at hand to check them
+against, only the sizes that the models' names claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from chutes.model.attention import Unknown, kv_geometry, layer_kinds, whole
+from chutes.model.pieces import Piece, norm
+
+
+def nemotron_h(text: Mapping[str, Any], hidden: int, vocabulary: int) -> list[Piece]:
+    """One build a letter: M Mamba-2, * attention, - feed-forward without a gate, E experts, some in a latent
+    space."""
+    pattern = text.get("hybrid_override_pattern") or text.get("layers_block_type")
+    if not pattern:
+        raise Unknown("hybrid_override_pattern is missing")
+    made = [
+        Piece("embedding", vocabulary, hidden, linear=False),
+        Piece("head", vocabulary, hidden, linear=False),
+        norm(hidden),
+    ]
+    for mark in pattern:
+        made += [norm(hidden), *_nemotron_layer(text, hidden, str(mark))]
+    for mark in text.get("mtp_hybrid_override_pattern") or "":
+        made += [
+            Piece(**{**piece.__dict__, "mtp": True})
+            for piece in (norm(hidden), *_nemotron_layer(text, hidden, mark))
+        ]
+    return made
+
+
+def _nemotron_layer(text: Mapping[str, Any], hidden: int, mark: str) -> list[Piece]:
+    inner = whole(text, "intermediate_size") or 0
+    if mark in ("M", "mamba"):
+        return _mamba2(text, hidden)
+    if mark in ("*", "attention"):
+        heads, groups, keys, values = kv_geometry(text)
+        return [
+            Piece("attention", heads * keys, hidden),
+            Piece("attention", groups * keys, hidden),
+            Piece("attention", groups * values, hidden),
+            Piece("attention", hidden, heads * values),
+        ]
+    if mark in ("-", "mlp"):
+        return [Piece("dense", inner, hidden), Piece("dense", hidden, inner)]
+    if mark not in ("E", "moe"):
+        raise Unknown(f"its layer pattern names {mark}, which is not known here")
+    count = whole(text, "n_routed_experts") or 0
+    width = whole(text, "moe_intermediate_size") or inner
+    latent = whole(text, "moe_latent_size")
+    shared = (whole(text, "moe_shared_expert_intermediate_size") or 0) * (
+        whole(text, "n_shared_experts") or 1
+    )
+    made = [
+        Piece("router", count, hidden, linear=False, split=False),
+        Piece("router", count, 1, linear=False, split=False, wide=True),
+        Piece("expert", width, latent or hidden, count),
+        Piece("expert", latent or hidden, width, count),
+        Piece("shared", shared, hidden),
+        Piece("shared", hidden, shared),
+    ]
+    if latent:
+        made += [Piece("dense", latent, hidden, split=False), Piece("dense", hidden, latent, split=False)]
+    return made
+
+
+def _mamba2(text: Mapping[str, Any], hidden: int) -> list[Piece]:
+    heads, dim = whole(text, "mamba_num_heads"), whole(text, "mamba_head_dim")
+    state, groups = whole(text, "ssm_state_size"), whole(text, "n_groups") or 1
+    if not heads or not dim or not state:
+        raise Unknown("the sizes of its Mamba layers are missing")
+    inner, convolved = heads * dim, heads * dim + 2 * groups * state
+    bias = 1 if text.get("use_conv_bias") else 0
+    return [
+        Piece("attention", inner + convolved + heads, hidden),
+        Piece("attention", convolved, (whole(text, "conv_kernel") or 4) + bias, linear=False),
+        Piece("attention", 3 * heads, 1, linear=False),
+        norm(inner),
+        Piece("attention", hidden, inner),
+    ]
+
+
+def gemma4(text: Mapping[str, Any], hidden: int, vocabulary: int, count: int) -> list[Piece]:
+    """Global layers have wider heads, fewer of them, and with `attention_k_eq_v` no value projection."""
+    heads, groups, keys, _ = kv_geometry(text)
+    if whole(text, "hidden_size_per_layer_input") or whole(text, "num_kv_shared_layers"):
+        raise Unknown("its per-layer inputs are not modelled here")
+    made = [Piece("embedding", vocabulary, hidden, linear=False), norm(hidden)]
+    inner, experts = whole(text, "intermediate_size") or 0, whole(text, "num_experts") or 0
+    width = whole(text, "moe_intermediate_size", "expert_intermediate_size") or 0
+    for kind in layer_kinds(text, count):
+        full = kind == "full"
+        dim = (whole(text, "global_head_dim") or keys) if full else keys
+        mine = (whole(text, "num_global_key_value_heads") or groups) if full else groups
+        copies = 1 if full and text.get("attention_k_eq_v") else 2
+        made += [
+            Piece("attention", heads * dim, hidden),
+            Piece("attention", mine * dim, hidden, copies),
+            Piece("attention", hidden, heads * dim),
+            norm(2 * dim),
+            norm(hidden, 4),
+            norm(1),
+            Piece("dense", inner, hidden, 2),
+            Piece("dense", hidden, inner),
+        ]
+        if text.get("enable_moe_block") and experts:
+            made += [
+                Piece("router", experts, hidden, linear=False, split=False),
+                norm(hidden, 4),
+                norm(experts),
+                Piece("expert", width, hidden, 2 * experts),
+                Piece("expert", hidden, width, experts),
+            ]
+    return made
