@@ -6,7 +6,6 @@ from chutes.control.reconcile import Deployment, Instance, World
 from chutes.engine.lifecycle import Phase
 from chutes.wire import Key, Route, Table, Upstream
 
-
 OWN_PATHS = {"api_keys", "chutes", "health", "instances", "models", "ping", "shutdown"}
 """First segments of the platform's own paths."""
 
