@@ -11,7 +11,6 @@ from chutes.util.user import validate_the_username
 
 if TYPE_CHECKING:
     from chutes.chute.base import Chute
-    from chutes.chute.cord import Cord
 
 # The published server's rule, without regard to case (hub ids have capitals): optional folders, a name.
 _NAME = re.compile(r"([a-z0-9_.-]+/)*[a-z0-9][a-z0-9_./-]*", re.IGNORECASE)
@@ -19,9 +18,6 @@ _NAME_LENGTH = (3, 127)
 _TAGLINE_CHARACTERS = 1024
 _README_CHARACTERS = 16_384
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-
-# First segments, as lists to be compared with a slice of a split path.
-_OWN_PATHS = [[name] for name in ("api_keys", "chutes", "health", "instances", "models", "ping", "shutdown")]
 
 _WHOLE_NUMBERS = {
     # Published limit 256; lifted because vLLM runs 1024 sequences at once by default on large GPUs.
@@ -60,22 +56,10 @@ def check_deployable(chute: Chute) -> None:
                 f"Cord {cord.name!r}: public_api_method={cord.public_api_method!r} is not an HTTP method.",
                 f"Use one of {', '.join(_METHODS)}.",
             )
-        _check_public_path(cord)
     if not chute.cords and not chute.jobs:
         raise InvalidSpec(
             f"Chute {chute.name!r} has nothing that can be called.",
             "Decorate a function with @chute.cord(public_api_path=...) or @chute.job().",
-        )
-
-
-def _check_public_path(cord: Cord) -> None:
-    """The platform's own paths are no cord's: taken by one, they would be gone for everybody."""
-    path, method = cord.public_api_path or "", cord.public_api_method
-    models = path in ("/v1/models", "/models") and method == "GET"  # every template declares it
-    if not models and path.removeprefix("/v1").split("/")[1:2] in _OWN_PATHS:
-        raise InvalidSpec(
-            f"Cord {cord.name!r}: public_api_path={path!r} with {method} is the platform's own.",
-            "Choose another public_api_path.",
         )
 
 

@@ -6,6 +6,9 @@ from chutes.control.reconcile import Deployment, Instance, World
 from chutes.engine.lifecycle import Phase
 from chutes.wire import Key, Route, Table, Upstream
 
+OWN_PATHS = {"api_keys", "chutes", "health", "instances", "models", "ping", "shutdown"}
+"""First segments of the platform's own paths."""
+
 
 def table(world: World, keys: list[Key], control: Upstream) -> Table:
     """The whole route table: one route per deployment, ready or not."""
@@ -30,7 +33,10 @@ def _route(deployment: Deployment, instances: list[Instance]) -> Route:
             for cord in spec.cords
             # GET cords (the model list) are answered by the gateway itself, and code of the author's own
             # has no process to run in beside an engine yet.
-            if cord.public_api_path and cord.public_api_method == "POST" and cord.passthrough
+            if cord.public_api_path
+            and cord.public_api_method == "POST"
+            and cord.passthrough
+            and not _is_ours(cord.public_api_path)
         },
         upstreams=[
             Upstream(instance.id, instance.endpoint.host, instance.endpoint.port, instance.endpoint.api_key)
@@ -43,6 +49,11 @@ def _route(deployment: Deployment, instances: list[Instance]) -> Route:
         engine=deployment.plan.engine,
         max_model_len=newest.max_model_len if newest else None,
     )
+
+
+def _is_ours(path: str) -> bool:
+    """Whether the gateway or the control API answers this path: taken by a cord, it would be gone for all."""
+    return path.removeprefix("/v1").split("/")[1] in OWN_PATHS
 
 
 def _detail(name: str, newest: Instance | None) -> str:

@@ -111,6 +111,15 @@ def test_only_ready_instances_are_in_the_table() -> None:
     assert route.upstreams == []
 
 
+def test_no_cord_takes_the_platforms_own_paths() -> None:
+    chute = deployment()
+    for path in ("/v1/models", "/health", "/chutes/x", "/v1/chat/completions"):
+        name = path.replace("/", "_")
+        chute.spec.cords.append(CordSpec(function=name, path=path, passthrough=True, public_api_path=path))
+    world, _ = step(World(), Deployed(chute), 0.0, lambda: "i1")
+    assert list(table(world, [], CONTROL).routes[0].paths) == ["/v1/chat/completions"]
+
+
 def test_progress_alone_does_not_change_the_table() -> None:
     first = table(world_with(Report("i1", Phase.FETCHING, "a", 1, 10)), [], CONTROL)
     second = table(world_with(Report("i1", Phase.FETCHING, "b", 2, 10)), [], CONTROL)
