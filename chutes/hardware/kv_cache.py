@@ -70,7 +70,7 @@ def token_bytes(layer: LayerAttention, form: Format) -> int:
     """Bytes that one token adds to one layer on one GPU, while nothing of it is dropped.
 
     Key-value heads are split while there are enough of them and then replicated (`max(1, heads // tp)`);
-    the latent of MLA is on every rank (mla_attention.py). 8-bit MLA with a sparse indexer is `fp8_ds_mla`:
+    the latent of MLA is on every rank. 8-bit MLA with a sparse indexer is `fp8_ds_mla` (mla_attention.py):
     656 bytes, 512 of latent, 16 of scales, 128 of rotary part. Index keys: 8 bits and a float32 scale for
     each 128 of them (sparse_attn_indexer.py).
     """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil
 from typing import Literal
 
@@ -163,7 +164,7 @@ def estimate(
         last = stage == layout.pipeline_parallel - 1
         peak = peak_activation(facts, layout, sequences, batch, behaviour, samples=last)
         left = usable - weights - peak - other - (graphs if behaviour.cuda_graphs_subtracted else 0)
-        pool = kv_cache.pool(facts.layers_attention, form, kept[stage])
+        pool = _pool(facts.layers_attention, form, kept[stage])
         held_back = pool.block_bytes if behaviour.null_block else 0
         ranks.append(_Rank(weights, peak, left, pool, held_back, pool.bytes_needed(demand) + held_back))
     # The stage with the least to spare is the one to tell of. That it is the same whatever the GPU's size
@@ -175,7 +176,7 @@ def estimate(
     # Subtracted, more of them comes out of the reserve; else out of what the budget leaves over.
     most = 0 if setting.enforce_eager or behaviour.cuda_graphs_subtracted else behaviour.cuda_graph_most
     fits_expected = left >= needed and left >= 0
-    limit = max(setting.max_model_len, facts.max_model_len or 0)
+    longest = _shortest_of(ranks, 0, demand, max(setting.max_model_len, facts.max_model_len or 0))
     return Estimate(
         total=gpu_total_bytes,
         usable=usable,
@@ -191,10 +192,8 @@ def estimate(
         max_concurrency=_least(ranks, 0).concurrency(demand, sequences),
         kv_cache_tokens_safe=_least(ranks, RESERVE).tokens(demand, behaviour.token_count),
         max_concurrency_safe=_least(ranks, RESERVE).concurrency(demand, sequences),
-        estimated_max_model_len=min(_longest(rank, rank.left, demand, limit) for rank in ranks),
-        estimated_max_model_len_safe=min(
-            _longest(rank, rank.left - RESERVE, demand, limit) for rank in ranks
-        ),
+        estimated_max_model_len=longest,
+        estimated_max_model_len_safe=_shortest_of(ranks, RESERVE, demand, longest),
         fits=safe >= needed and safe >= 0 and most <= spare,
         fits_expected=fits_expected,
         reason=_reason(usable, weights, left, needed, setting.max_model_len, most if most > spare else 0),
@@ -203,6 +202,10 @@ def estimate(
         gpu_memory_utilization=utilization,
         block_size=worst.pool.block_size,
     )
+
+
+# A planner asks for hundreds of GPU sizes, on which the layers lie alike.
+_pool = lru_cache(maxsize=512)(kv_cache.pool)
 
 
 def non_torch(layout: Layout) -> int:
@@ -324,6 +327,13 @@ def _least(ranks: Sequence[_Rank], reserve: int) -> _Rank:
     """The rank with the fewest blocks: all have as many as it (kv_cache_utils.py `get_kv_cache_configs`)."""
     less = [replace(rank, left=rank.left - reserve) for rank in ranks]
     return min(less, key=lambda rank: (rank.pool.blocks(rank.left), rank.left))
+
+
+def _shortest_of(ranks: list[_Rank], reserve: int, demand: Demand, limit: int) -> int:
+    """The longest context that every rank has room for; each search ends where the last one did."""
+    for rank in ranks:
+        limit = _longest(rank, rank.left - reserve, demand, limit) if limit else 0
+    return limit
 
 
 def _longest(rank: _Rank, available: int, demand: Demand, limit: int) -> int:

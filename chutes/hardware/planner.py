@@ -223,6 +223,8 @@ def _result(
         said.append(f"arithmetic overrides the tier: {tier.verdict}")
     if request.max_model_len is None and best.max_model_len == facts.max_model_len:
         said.append(f"context {best.max_model_len:,} is the model's own, because none was asked for")
+    if note := behaviour(request.engine, version).note:
+        said.append(note)
     return PlanResult(
         model=model,
         parameters=facts.parameters,

@@ -34,19 +34,22 @@ def view(facts: ModelFacts, request: Request, profiles: Profiles, best: Choice) 
                 "expert_parallel": None, "engine_version": request.engine_version if best.gpu_count else ""}
     )  # fmt: skip
     found = Ways(facts, asked, profiles).consider(offer)
+    wanted = f"{length:,} tokens"
+    if request.concurrency > 1:
+        wanted = f"{request.concurrency} requests of {wanted}"
     words = f"{tier.gpu_count} × {tier.min_vram_gb_per_gpu} GB ({offer.gpu}, ${offer.hourly or 0:.2f}/h)"
     if not isinstance(found, Choice) or not found.fits_safely:
         most = found.reason.partition("; ")[2]
-        return answer(f"{words} are too little for {length:,} tokens" + (f": {most}" if most else ""), False)
+        return answer(f"{words} are too little for {wanted}" + (f": {most}" if most else ""), False)
     if best.gpu_count and best.fits and best.price_per_hour is not None and offer.hourly is not None:
         if best.price_per_hour < offer.hourly:
             return answer(
-                f"{words} are more than {length:,} tokens need; {best.label} does for "
+                f"{words} are more than {wanted} need; {best.label} does for "
                 f"${best.price_per_hour:.2f}/h",
                 False,
             )
-        return answer(f"{words} do for {length:,} tokens", True)
-    return answer(f"{words} would do for {length:,} tokens", True)
+        return answer(f"{words} do for {wanted}", True)
+    return answer(f"{words} would do for {wanted}", True)
 
 
 def cheapest(tier: Tier, profiles: Profiles) -> Offer | None:

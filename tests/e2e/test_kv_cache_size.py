@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ pytestmark = pytest.mark.timeout(3600)  # the first run installs; then some ten 
 
 
 @pytest.fixture(scope="module")
-async def compared(cache_dir: Path) -> dict[str, Compared]:
-    engine = await environment.ensure(find("vllm", "cpu"), cache_dir / "engines", lambda *report: None)
+def compared(cache_dir: Path) -> dict[str, Compared]:
+    # Not an async fixture: those live for one test, and twenty starts of the engine are made once.
+    engine = asyncio.run(environment.ensure(find("vllm", "cpu"), cache_dir / "engines", lambda *report: None))
     return {one.case.name: one for one in kv_cache_size.run(CASES, engine)}
 
 
