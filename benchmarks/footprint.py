@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from chutes.engine.process import MINDER
+
 RESULTS = Path(__file__).parent / "results"
 CHUTES = [sys.executable, "-m", "chutes"]
 SETTLE_SECONDS = 3.0
@@ -30,6 +32,8 @@ SETTLE_SECONDS = 3.0
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import chutes.chute": [sys.executable, "-c", "import chutes.chute"],
+    "from chutes.chute import Chute": [sys.executable, "-c", "from chutes.chute import Chute"],
+    "import fastapi": [sys.executable, "-c", "import fastapi"],
     "chutes --help": [*CHUTES, "--help"],
     "chutes deploy --help": [*CHUTES, "deploy", "--help"],
 }
@@ -71,6 +75,23 @@ def idle_platform() -> dict[str, Any]:
             control.wait(30)
 
 
+def minder() -> dict[str, float]:
+    """Memory of the process that stands above one engine, in MiB."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-I", "-S", str(MINDER), "--log", f"{place}/log", "--log-bytes", "1000"]
+        command += ["--log-files", "2", "--grace", "1", "--", "sleep", "60"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        time.sleep(0.2)
+        used = psutil.Process(process.pid)
+        found = {"minder_uss_mib": mib(used), "minder_rss_mib": mib(used, "rss")}
+        process.stdin.close()
+        process.wait(10)
+        return found
+
+
 def mib(process: psutil.Process, kind: str = "uss") -> float:
     return round(getattr(process.memory_full_info(), kind) / (1 << 20), 1)
 
@@ -93,13 +114,13 @@ def main() -> None:
             "python": platform.python_version(),
         },
         "seconds": {name: {"median": statistics.median(runs), "runs": runs} for name, runs in times.items()},
-        "idle_platform": idle_platform(),
+        "idle_platform": {**idle_platform(), **minder()},
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
     for name, runs in times.items():
         print(
-            f"{name:<24} median {statistics.median(runs):.3f} s  (min {min(runs):.3f}, max {max(runs):.3f})"
+            f"{name:<31} median {statistics.median(runs):.3f} s  (min {min(runs):.3f}, max {max(runs):.3f})"
         )
     for name, value in result["idle_platform"].items():
         print(f"idle platform: {name:<17} {value}")

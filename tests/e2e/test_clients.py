@@ -202,7 +202,7 @@ def test_ps_and_logs_tell_about_it(kit: PlatformKit) -> None:
 
 def test_a_bad_argument_in_the_engines_own_words(kit: PlatformKit) -> None:
     done = kit.run(
-        "deploy", "templates.vllm_chute:chute", code=1, timeout=300, ENGINE_ARGS="--max-model-length 5"
+        "deploy", "templates.vllm_chute:chute", code=2, timeout=300, ENGINE_ARGS="--max-model-length 5"
     )
     assert "--max-model-length" in done.stderr
     assert "--max-model-len" in done.stderr.partition("fix:")[2]

@@ -280,7 +280,7 @@ def test_a_model_that_does_not_exist(kit: PlatformKit) -> None:
 
 
 def test_a_bad_engine_argument_is_refused_before_any_process_starts(kit: PlatformKit) -> None:
-    done = kit.run("deploy", kit.chute("--no-such-argument 5"), code=1)
+    done = kit.run("deploy", kit.chute("--no-such-argument 5"), code=2)
     assert "unrecognized arguments: --no-such-argument" in done.stderr
     assert kit.engine_tree() == []
     assert kit.json("ps") == []
@@ -322,7 +322,7 @@ def test_no_disk_space_for_an_environment(kit: PlatformKit) -> None:
 
 def test_dry_run_starts_nothing(kit: PlatformKit) -> None:
     done = kit.run("deploy", "--dry-run", kit.chute("--max-model-len 64"))
-    assert "no GPU here" in done.stderr
+    assert "no GPU here" in done.stdout
     assert "--max-model-len 64" in done.stdout
     assert kit.running() is None
     plan = kit.json("deploy", "--dry-run", "tiny_model:chute")
