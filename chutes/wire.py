@@ -20,6 +20,17 @@ class Upstream(msgspec.Struct, frozen=True):
     port: int
     api_key: str
     """Sent as `Authorization: Bearer` to the instance, in place of the client's key."""
+    slot: int = 0
+    """Where its requests in flight are counted; see `board.py`. An instance keeps it for life."""
+
+
+class Price(msgspec.Struct, frozen=True):
+    """US dollars per million tokens."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+    cached: float = 0.0
+    """For prompt tokens that the engine had in its cache; they are not charged as `prompt` too."""
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -40,6 +51,19 @@ class Route(msgspec.Struct, frozen=True):
     engine: str
     """`owned_by` in `/v1/models`: the engine's name."""
     max_model_len: int | None = None
+    aliases: list[str] = []
+    """Further names that a request may say instead of `name`."""
+    slug: str = ""
+    """First label of a host name, and first segment of a path, that mean this chute: `{slug}.host/path`
+    and `/{slug}/path`."""
+    concurrency: int | None = None
+    """Requests that one instance gets at once; None: no limit. Beyond it they wait in the gateway."""
+    capabilities: list[str] = []
+    """What the engine was started to do: `chat`, `completions`, `embeddings`, `images`, `tools`,
+    `json_schema`, `reasoning` (it separates thoughts from the answer), `vision`."""
+    price: Price = Price()
+    asleep: bool = False
+    """No instance runs because nobody asked for long: a request wakes the chute (`Wake`) and waits."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -54,6 +78,13 @@ class Key(msgspec.Struct, frozen=True):
     """The only chutes it may invoke; None means every chute."""
     expires: float | None = None
     """Unix seconds."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Prompt and completion together, counted when an answer ends."""
+    concurrency: int | None = None
+    """Requests in flight at once, over all workers."""
+    slot: int | None = None
+    """Where its use is counted; see `board.py`. Only keys with a limit have one."""
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -94,7 +125,61 @@ class UpstreamLost(msgspec.Struct, frozen=True, tag="upstream_lost"):
     error: str
 
 
-FromWorker = Listening | UpstreamLost
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
+    """Worker → control: a request waits for a chute that is asleep. Sent once per chute and second."""
+
+    chute_id: str
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True):
+    """One request that has ended: what is metered, logged and counted of it. Never its content.
+
+    Times are seconds; an empty string means that it never came so far.
+    """
+
+    request_id: str
+    key_id: str
+    chute_id: str
+    instance_id: str
+    """The one that answered, or was tried last."""
+    method: str
+    path: str
+    """As asked for, without its query, 200 characters at most."""
+    model: str
+    """As asked for, 200 characters at most."""
+    status: int
+    """What the client was told; 499 when it had gone before anything could be said."""
+    error: str
+    """`error.code` of a refusal; `upstream_broke_off` or `client_gone` for a stream that was cut."""
+    started: float
+    """Unix time of the request's last byte."""
+    queued: float
+    """Waited for an instance to be free, or to wake."""
+    first: float
+    """Until the first byte of the answer went out (for a stream: its TTFT); 0 if none did."""
+    duration: float
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    """Of the prompt tokens, those that the engine did not compute again."""
+    chunks: int
+    """Reads that brought parts of a stream; 0 for an answer in one piece."""
+    retries: int
+    stream: bool
+
+
+class Usage(msgspec.Struct, frozen=True, tag="usage"):
+    """Worker → control: the requests that ended since the last message, at most a second old."""
+
+    records: list[Record]
+    gaps: list[int] = []
+    """How many gaps between two chunks of a stream fell into each of `GAP_BUCKETS`, since the last message."""
+
+
+GAP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
+"""Upper bounds in seconds; `Usage.gaps` has one more entry, for longer ones."""
+
+FromWorker = Listening | UpstreamLost | Wake | Usage
 
 
 def key_digest(key: str | bytes) -> str:

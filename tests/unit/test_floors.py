@@ -19,7 +19,7 @@ FLOORS = [
     {"model", "chute"},
     {"image"},
     {"util"},
-    {"config", "wire", "mortal"},
+    {"config", "wire", "mortal", "board"},
     {"exception"},
 ]
 FORBIDDEN = {"torch", "vllm", "sglang", "diffusers", "transformers"}
