@@ -1,8 +1,8 @@
 """Counters that gateway workers and control share without a message: a table of integers in shared memory.
 
-Each worker has a row that it alone writes, so nothing is locked; whoever wants a total adds up a column.
-A total may therefore be a few microseconds old: two workers that look at the same moment can both
-take the last free place. Control makes the board, hands it to workers as an inherited descriptor, and clears a row
+Each worker has a row that it alone writes, so nothing is locked; whoever wants a total adds up a column. A
+total may therefore be a few microseconds old: two workers that look at the same moment can both take the
+last free place. Control makes the board, hands it to workers as an inherited descriptor, and clears a row
 before it gives it to the next worker, as a killed one cannot take its requests off.
 """
 

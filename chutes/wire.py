@@ -173,7 +173,7 @@ class Usage(msgspec.Struct, frozen=True, tag="usage"):
 
     records: list[Record]
     gaps: list[int] = []
-    """How many gaps between two chunks of a stream fell into each of `GAP_BUCKETS`, since the last message."""
+    """How many gaps between chunks of a stream fell into each of `GAP_BUCKETS`, since the last message."""
 
 
 GAP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
