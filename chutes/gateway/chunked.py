@@ -40,6 +40,9 @@ class ChunkScanner:
         Returns: how many of them belong to this body: all, unless it `ended`.
         Raises: BadChunk.
         """
+        if payload is None and not self._left and not self._carry and self._is_one_chunk(data):
+            self.boundary = len(data)
+            return len(data)
         carried = len(self._carry)
         if carried:
             data = self._carry + data
@@ -79,6 +82,15 @@ class ChunkScanner:
         self._left = left
         self.boundary = max(0, boundary - carried)
         return position - carried
+
+    @staticmethod
+    def _is_one_chunk(data: bytes) -> bool:
+        """Whether these are one whole chunk, not the last: what a read brings while an engine streams."""
+        line = SIZE_LINE.match(data)
+        if line is None:
+            return False
+        length = int(line[1], 16)
+        return length > 0 and line.end() + length + 2 == len(data) and data.endswith(b"\r\n")
 
     def _inside(self, data: bytes, position: int, left: int, payload: list[bytes] | None) -> tuple[int, int]:
         """Move through the open chunk; its last two bytes must be CRLF."""

@@ -14,6 +14,7 @@ from chutes import wire
 from chutes.gateway import limits
 from chutes.gateway.answers import Refusal
 from chutes.gateway.http import BadAnswer
+from chutes.gateway.meter import Meter, monotonic
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.service import Order
 from chutes.gateway.upstream import PENALTY, Instance, UpstreamConnection
@@ -21,6 +22,9 @@ from chutes.gateway.upstream import PENALTY, Instance, UpstreamConnection
 JOIN_BYTES = 16 * 1024
 """Up to here one copy of the body is cheaper than a second entry in the socket's write queue."""
 
+
+CLIENT_GONE = 499
+"""Status of a record, as in nginx's log, of a client that left before there was any."""
 
 _connecting: set[asyncio.Task[None]] = set()
 """Connections being made: the event loop itself keeps only weak references to tasks."""
@@ -46,41 +50,40 @@ class Surroundings(Protocol):
     """What an exchange shares with all others of the worker."""
 
     tick: int
+    meter: Meter
 
     report: Callable[[wire.UpstreamLost], None]
 
 
 class Exchange:
     """Created with an order, started once; ends by exactly one of the client's last three methods, or by
-    `cancel` when the client has gone."""
+    `cancel` when the client has gone. However it ends, it is recorded once."""
 
-    __slots__ = (
-        "_avoid",
-        "_broke",
-        "_client",
-        "_connection",
-        "_heard",
-        "_instance",
-        "_order",
-        "_paused",
-        "_relay",
-        "_worker",
-    )
+    # Defaults stand here: most exchanges change few of them, and setting costs more than reading.
+    _instance: Instance | None = None
+    """The one being tried; None when the exchange is over."""
+    _connection: UpstreamConnection | None = None
+    _tried: Instance | None = None
+    """The last one that was tried, for the record."""
+    _avoid: tuple[Instance, ...] = ()
+    """Instances that failed this order."""
+    _broke = False
+    """One has taken the order and broken off before it answered; it does not get a third chance."""
+    _paused = False
+    _retries = 0
+    _first = 0.0
+    """When the first byte of the answer went out; monotonic, as all times here."""
+    _last = 0.0
+    """When the last part of a stream did."""
+    _chunks = 0
 
     def __init__(self, client: Client, worker: Surroundings, order: Order, relay: AnswerRelay) -> None:
         self._client = client
         self._worker = worker
         self._order = order
         self._relay = relay
-        self._instance: Instance | None = None
-        """The one being tried; None when the exchange is over."""
-        self._connection: UpstreamConnection | None = None
-        self._avoid: tuple[Instance, ...] = ()
-        """Instances that failed this order."""
-        self._broke = False
-        """One has taken the order and broken off before it answered; it does not get a third chance."""
-        self._paused = False
         self._heard = worker.tick
+        self._started = monotonic()
 
     def start(self) -> None:
         instance = self._order.group.choose()
@@ -89,8 +92,8 @@ class Exchange:
 
     def received(self, data: bytes) -> None:
         """Bytes from the engine. The hot path: called for every chunk of every stream."""
-        self._heard = self._worker.tick
-        relay = self._relay
+        worker, relay = self._worker, self._relay
+        self._heard = worker.tick
         try:
             out = relay.feed(data)
         except BadAnswer as error:
@@ -99,7 +102,15 @@ class Exchange:
         if relay.done:
             self._release(reusable=relay.reusable)
             self._client.complete(out, relay.keep_alive)
+            self._record(relay.status)
         elif out:
+            now = monotonic()
+            if not self._chunks:
+                self._first = now
+            else:
+                worker.meter.gap(now - self._last)
+            self._last = now
+            self._chunks += 1
             self._client.pass_on(out)
 
     def lost(self, exc: Exception | None) -> None:
@@ -108,6 +119,7 @@ class Exchange:
         if exc is None and relay.ends_by_close():
             self._release(reusable=False)
             self._client.complete(b"", False)
+            self._record(relay.status)
             return
         connection, instance = self._connection, self._instance
         if connection is not None and connection.reused and relay.silent and instance is not None:
@@ -121,6 +133,7 @@ class Exchange:
     def cancel(self) -> None:
         """The client has gone: break the engine's connection, which is how an engine learns to stop."""
         self._release(reusable=False)
+        self._record(self._relay.status or CLIENT_GONE, "client_gone")
 
     def pause(self) -> None:
         """The client is slow: stop reading from the engine, so that TCP slows it down."""
@@ -139,7 +152,8 @@ class Exchange:
             self._fail(504, "upstream_timeout", f"has said nothing for {limits.ANSWER_SECONDS} s")
 
     def _try(self, instance: Instance, *, fresh: bool = False) -> None:
-        self._instance = instance
+        self._instance = self._tried = instance
+        self._relay.heads = instance.heads
         instance.begin()
         connection = None if fresh else instance.take()
         if connection is not None:
@@ -167,20 +181,13 @@ class Exchange:
         self._connection = connection
         connection.exchange = self
         order = self._order
-        head = b"".join(
-            (
-                order.line,
-                b" HTTP/1.1\r\n",
-                connection.instance.fields,
-                *order.fields,
-                b"X-Request-Id: %b\r\n\r\n" % self._relay.request_id,
-            )
-        )
-        if len(order.body) <= JOIN_BYTES:
-            connection.transport.write(head + order.body)
+        body = order.body
+        parts = (order.head, connection.instance.fields, self._relay.request_id)
+        if len(body) <= JOIN_BYTES:
+            connection.transport.write(b"%b%bX-Request-Id: %b\r\n\r\n%b" % (*parts, body))
         else:
-            connection.transport.write(head)
-            connection.transport.write(order.body)
+            connection.transport.write(b"%b%bX-Request-Id: %b\r\n\r\n" % parts)
+            connection.transport.write(body)
 
     def _release(self, *, reusable: bool) -> None:
         """Let go of instance and connection; break the connection if it cannot be used again."""
@@ -202,6 +209,7 @@ class Exchange:
         self._avoid = (*self._avoid, instance)
         other = self._order.group.choose(self._avoid)
         if other is not None:
+            self._retries += 1
             self._try(other)
         else:
             self._fail(503, "upstream_unreachable", "cannot be reached")
@@ -216,11 +224,9 @@ class Exchange:
             return
         self._release(reusable=False)
         self._broke = True
+        self._retries += 1
         self._avoid = (*self._avoid, instance)
-        old = self._relay
-        self._relay = AnswerRelay(
-            old.request_id, http_1_0=old.http_1_0, head_only=old.head_only, close=not old.keep_alive
-        )
+        self._relay = self._relay.again()
         other = self._order.group.choose(self._avoid)
         if other is not None:
             self._try(other)
@@ -233,14 +239,48 @@ class Exchange:
         self._release(reusable=False)
         headers = b"Retry-After: 1\r\n" if status == 503 else b""
         refusal = Refusal(status, code, f"An instance of {self._order.name} {what}.", headers=headers)
-        if not self._relay.begun:
+        relay = self._relay
+        if not relay.begun:
             self._client.refuse(refusal)
+            self._record(status, code)
             return
-        event = self._relay.error_event(refusal.body())
+        event = relay.error_event(refusal.body())
         if event is None:
             self._client.abort()
         else:
             self._client.complete(event, False)
+        self._record(relay.status, code)
+
+    def _record(self, status: int, error: str = "") -> None:
+        """Count what has ended. Times are kept relative to its start."""
+        order, relay, instance = self._order, self._relay, self._tried
+        standing = order.standing
+        started, now, meter = self._started, monotonic(), self._worker.meter
+        first = (self._first or now) - started if relay.begun else 0.0
+        usage = relay.usage
+        meter.add(
+            wire.Record(
+                relay.request_id.decode(),
+                standing.key.key_id,
+                order.group.chute_id or "",
+                instance.upstream.instance_id if instance is not None else "",
+                standing.method,
+                standing.path,
+                order.model[: limits.NAME_CHARACTERS],
+                status,
+                error,
+                meter.started(started),
+                0.0,
+                first,
+                now - started,
+                usage[0],
+                usage[1],
+                usage[2],
+                self._chunks,
+                self._retries,
+                order.stream,
+            )
+        )
 
     def _report(self, instance: Instance, error: str) -> None:
         """Tell control, at most once a second and instance: a thousand requests may break at once."""

@@ -45,3 +45,10 @@ BACKLOG = 4096
 """Connections that the kernel holds for us; it trims this to net.core.somaxconn."""
 RETRY_AFTER_SECONDS = 5
 """Told to clients of a chute that is starting: often enough to be prompt, seldom enough to be no load."""
+
+RECORDS_HELD = 512
+"""Requests that ended, before control is told at once: some 100 KB in one message."""
+FLUSH_SECONDS = 0.25
+"""Between two messages to control: what a killed worker loses of the metering at most."""
+NAME_CHARACTERS = 200
+"""Of a path or model name as it was asked for, in a record."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from chutes.gateway import limits
 from chutes.gateway.chunked import BadChunk, ChunkScanner
-from chutes.gateway.http import BadAnswer, ResponseHead, parse_response_head
+from chutes.gateway.heads import AnswerHeads
+from chutes.gateway.http import BadAnswer, ResponseHead
 
 # How a body ends.
 HEAD, NOTHING, LENGTH, CHUNKS, CLOSE = range(5)
@@ -18,54 +19,52 @@ class AnswerRelay:
     """The answer to one request.
 
     Args:
+        heads: of the engine that answers, as they have been read so far.
         request_id: goes out as `X-Request-Id`.
-        http_1_0: the client knows no chunks.
-        head_only: the request was HEAD, so whatever its head says, no body follows.
-        close: the client's connection ends after this answer.
     """
 
-    __slots__ = (
-        "_framing",
-        "_held",
-        "_left",
-        "_scanner",
-        "_spilled",
-        "_tail",
-        "begun",
-        "done",
-        "event_stream",
-        "head_only",
-        "http_1_0",
-        "keep_alive",
-        "request_id",
-        "reusable",
-        "silent",
-    )
+    # Defaults stand here, as most answers change few of them: an answer in one piece sets three.
+    keep_alive = True
+    """Whether the client's connection may be used again after this answer."""
+    reusable = True
+    """Whether the engine's may."""
+    silent = True
+    """Not one byte has come."""
+    begun = False
+    """The head has been passed on: from here no other instance can answer instead."""
+    done = False
+    """The whole answer has been passed on."""
+    status = 0
+    """What the engine said; 0 until its head has come."""
+    usage = (0, 0, 0)
+    """Prompt, completion and cached tokens, as far as the engine has said."""
+    event_stream = False
+    http_1_0 = False
+    """The client knows no chunks."""
+    head_only = False
+    """The request was HEAD, so whatever its head says, no body follows."""
+    fields = b""
+    """Further header lines for the client, each ending in CRLF."""
+    _framing = HEAD
+    _left = 0
+    _held = b""
+    """Of a head, until whole. Of an SSE body, the open chunk: see `_chunks`."""
+    _spilled = False
+    """An SSE chunk too long to hold went out in part."""
+    _tail = b""
+    """The last body bytes that went out."""
 
-    def __init__(self, request_id: bytes, *, http_1_0: bool, head_only: bool, close: bool) -> None:
+    def __init__(self, heads: AnswerHeads, request_id: bytes) -> None:
+        self.heads = heads
         self.request_id = request_id
-        self.http_1_0 = http_1_0
-        self.head_only = head_only
-        self.keep_alive = not close
-        """Whether the client's connection may be used again after this answer."""
-        self.reusable = True
-        """Whether the engine's may."""
-        self.silent = True
-        """Not one byte has come."""
-        self.begun = False
-        """The head has been passed on: from here no other instance can answer instead."""
-        self.done = False
-        """The whole answer has been passed on."""
-        self.event_stream = False
-        self._framing = HEAD
-        self._left = 0
-        self._held = b""
-        """Of a head, until whole. Of an SSE body, the open chunk: see `_chunks`."""
-        self._spilled = False
-        """An SSE chunk too long to hold went out in part."""
-        self._tail = b""
-        """The last body bytes that went out."""
-        self._scanner: ChunkScanner | None = None
+
+    def again(self) -> AnswerRelay:
+        """A new one for the same client, as nothing of this answer has been passed on."""
+        assert not self.begun
+        relay = AnswerRelay(self.heads, self.request_id)
+        relay.keep_alive, relay.http_1_0, relay.head_only = self.keep_alive, self.http_1_0, self.head_only
+        relay.fields = self.fields
+        return relay
 
     def feed(self, data: bytes) -> bytes:
         """Bytes for the client. Raises BadAnswer when the engine's are not HTTP."""
@@ -100,7 +99,11 @@ class AnswerRelay:
         return event if raw else b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
 
     def _head(self, data: bytes) -> bytes:
-        self.silent = False
+        if self.silent:
+            self.silent = False
+            whole = self.heads.whole(data)
+            if whole is not None and not self.head_only:
+                return self._whole(*whole)
         if self._held:
             data = self._held + data
         while True:
@@ -110,46 +113,68 @@ class AnswerRelay:
             if end < 0:
                 self._held = data
                 return b""
-            head = parse_response_head(data[:end])
+            head, length = self.heads.read(data, end)
             data = data[end + 4 :]
             if head.status == 101:
                 raise BadAnswer("It switched protocols unasked.")
             if head.status >= 200:
                 break
         self._held = b""
-        out = self._begin(head)
+        out = self._begin(head, length)
         if self._framing == NOTHING:
             self.reusable = self.reusable and not data
             return out
         return out + self.feed(data) if data else out
 
-    def _begin(self, head: ResponseHead) -> bytes:
+    def _whole(self, head: ResponseHead, body: bytes) -> bytes:
+        """An answer that came in one piece, as most do that are no stream."""
+        self.begun = self.done = True
+        self.status = head.status
+        if not head.keep_alive:
+            self.reusable = False
+        return b"%bContent-Length: %d\r\nX-Request-Id: %b\r\n%b%b%b" % (
+            head.start,
+            len(body),
+            self.request_id,
+            self.fields,
+            b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n",
+            body,
+        )
+
+    def _begin(self, head: ResponseHead, length: int | None) -> bytes:
         """Decide how the body ends; the head as the client gets it."""
         self.begun = True
-        self.reusable = head.keep_alive
-        self.event_stream = head.event_stream
-        if self.head_only or head.status in (204, 304) or head.length == 0:
+        self.status = head.status
+        if not head.keep_alive:
+            self.reusable = False
+        if head.event_stream:
+            self.event_stream = True
+        framing = b""
+        if length is not None:
+            framing = b"Content-Length: %d\r\n" % length
+        if self.head_only or head.status in (204, 304) or length == 0:
             self._framing = NOTHING
             self.done = True
         elif head.chunked:
             self._framing = CHUNKS
             self._scanner = ChunkScanner()
-        elif head.length is not None:
-            self._framing = LENGTH
-            self._left = head.length
-        else:
-            self._framing = CLOSE
-            self.reusable = self.keep_alive = False
-        lines = head.lines
-        lines.insert(0, b"HTTP/1.1" + head.status_line[8:] if head.http_1_0 else head.status_line)
-        if self._framing == CHUNKS:
             if self.http_1_0:
                 self.keep_alive = False
             else:
-                lines.append(b"Transfer-Encoding: chunked")
-        lines.append(b"X-Request-Id: " + self.request_id)
-        lines.append(b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n")
-        return b"\r\n".join(lines)
+                framing = b"Transfer-Encoding: chunked\r\n"
+        elif length is not None:
+            self._framing = LENGTH
+            self._left = length
+        else:
+            self._framing = CLOSE
+            self.reusable = self.keep_alive = False
+        return b"%b%bX-Request-Id: %b\r\n%b%b" % (
+            head.start,
+            framing,
+            self.request_id,
+            self.fields,
+            b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n",
+        )
 
     def _counted(self, data: bytes) -> bytes:
         left = self._left - len(data)
@@ -170,7 +195,6 @@ class AnswerRelay:
         open chunk costs nothing until one breaks off.
         """
         scanner = self._scanner
-        assert scanner is not None
         payload: list[bytes] | None = [] if self.http_1_0 else None
         try:
             taken = scanner.feed(data, payload)

@@ -12,9 +12,11 @@ from urllib.parse import unquote
 import msgspec
 
 from chutes import wire
+from chutes.board import Board
 from chutes.gateway import answers, limits
-from chutes.gateway.access import Access, may_invoke
+from chutes.gateway.access import Access, check_expiry, may_invoke
 from chutes.gateway.answers import Answer, Refusal
+from chutes.gateway.heads import RequestHeads
 from chutes.gateway.http import RequestHead
 from chutes.gateway.routing import MODELS_PATHS, Routes, no_such_path
 from chutes.gateway.upstream import Group, Upstreams
@@ -46,23 +48,42 @@ class Peek(msgspec.Struct):
 PEEK = msgspec.json.Decoder(Peek)
 
 
+class Standing:
+    """What a table says of a request head, for when the same head comes again."""
+
+    __slots__ = ("fields", "inference", "key", "method", "path", "routes")
+
+    def __init__(self, routes: Routes, request: RequestHead, key: wire.Key, inference: bool) -> None:
+        self.routes = routes
+        """Of the table that said so; holds for no other."""
+        self.key = key
+        self.inference = inference
+        self.fields = (
+            JSON_BODY + _fields(request, FOR_ENGINES) if inference else _fields(request, FOR_CONTROL)
+        )
+        """The client's header lines that go on."""
+        self.method = request.method.decode()
+        self.path = request.path[: limits.NAME_CHARACTERS].decode()
+        """For the record, as `method`."""
+
+
 class Order:
     """A request as an instance is to get it."""
 
-    __slots__ = ("body", "fields", "group", "line", "name", "repeatable")
+    __slots__ = ("body", "group", "head", "model", "name", "repeatable", "standing", "stream")
 
-    def __init__(
-        self, group: Group, name: str, line: bytes, fields: list[bytes], body: bytes, repeatable: bool
-    ) -> None:
+    def __init__(self, standing: Standing, group: Group, name: str, head: bytes, body: bytes) -> None:
+        self.standing = standing
         self.group = group
         self.name = name
         """Of the chute, for messages."""
-        self.line = line
-        """Method, path and query; the rest of the request line is the same for all."""
-        self.fields = fields
-        """Header lines, each ending in CRLF, without Host, Authorization and X-Request-Id."""
+        self.head = head
+        """Request line and header lines, without Host, Authorization and X-Request-Id."""
         self.body = body
-        self.repeatable = repeatable
+        self.model = ""
+        """As the client spelled it."""
+        self.stream = False
+        self.repeatable = True
         """Whether an instance that broke off may already have acted, harmlessly."""
 
 
@@ -73,9 +94,10 @@ class Service:
         max_body: bytes of the largest request body.
     """
 
-    def __init__(self, max_body: int) -> None:
+    def __init__(self, max_body: int, board: Board | None = None) -> None:
         self.max_body = max_body
-        self.upstreams = Upstreams()
+        self.heads = RequestHeads()
+        self.upstreams = Upstreams(board or Board(Board.create(rows=1).fd, row=0))
         self._ready = False
         self._access = Access([])
         self._routes = Routes([])
@@ -89,28 +111,26 @@ class Service:
         self._all_models = answers.model_list(table.routes)
         self._ready = True
 
-    def admit(self, request: RequestHead, now: float) -> wire.Key | Answer:
+    def admit(self, request: RequestHead, length: int, now: float) -> Standing | Answer:
         """What the head alone decides, so that no body is read in vain.
 
-        Returns: an answer from memory, or the key under which the body is to be served.
+        Returns: an answer from memory, or under which key the body is to be served.
         Raises: Refusal.
         """
-        return self._admit(request, self._is_inference(request.method, request.path), now)
-
-    def _admit(self, request: RequestHead, inference: bool, now: float) -> wire.Key | Answer:
         if not self._ready:
             raise answers.starting()
-        if request.length > self.max_body:
+        if length > self.max_body:
             raise self.too_large()
         method, path = request.method, request.path
-        if inference:
-            if method != b"POST":
-                raise _wrong_method(b"POST")
-            return self._access.identify(request.headers, now)
-        if _is_ours(path):
+        inference = path in self._routes.inference_paths
+        if not inference and method == b"POST" and path.startswith(b"/v1/"):
+            inference = not _is_ours(path)
+        if inference and method != b"POST":
+            raise _wrong_method(b"POST")
+        if not inference and _is_ours(path):
             return self._from_memory(request, now)
-        key = self._access.identify(request.headers, now)
-        if not key.admin:
+        key = self._access.identify(request.credential, now)
+        if not inference and not key.admin:
             if path.startswith(b"/v1/"):
                 raise no_such_path(path, None)
             raise Refusal(
@@ -119,25 +139,42 @@ class Service:
                 "This key may call models but not manage the platform.",
                 "Use an admin key: `chutes keys create --admin --name NAME`.",
             )
-        return key
+        request.standing = standing = Standing(self._routes, request, key, inference)
+        self.heads.remember(request)
+        return standing
 
     def serve(self, request: RequestHead, body: bytes, now: float) -> Answer | Order:
-        """Decide on a whole request. Raises Refusal."""
-        inference = self._is_inference(request.method, request.path)
-        admitted = self._admit(request, inference, now)
-        if isinstance(admitted, Answer):
-            return admitted
-        if inference:
-            return self._inference(request, body, admitted)
+        """Decide on a whole request. Raises Refusal.
+
+        Args:
+            now: Unix time.
+        """
+        standing = request.standing
+        if standing is None or standing.routes is not self._routes:
+            standing = self.admit(request, len(body), now)
+            if isinstance(standing, Answer):
+                return standing
+        elif standing.key.expires is not None:
+            check_expiry(standing.key, now)
+        if standing.inference:
+            return self._inference(request, body, standing)
         group = self.upstreams.group(None)
         if not group.instances:
             raise Refusal(
                 503, "control_not_ready", "The control API is not there.", headers=b"Retry-After: 1\r\n"
             )
-        line = b"%b %b%b" % (request.method, request.path, request.query)
         safe = request.method in (b"GET", b"HEAD")
-        fields = _fields(request, FOR_CONTROL, body, length=bool(body) or not safe)
-        return Order(group, "the control API", line, fields, body, repeatable=safe)
+        length = b"Content-Length: %d\r\n" % len(body) if body or not safe else b""
+        head = b"%b %b%b HTTP/1.1\r\n%b%b" % (
+            request.method,
+            request.path,
+            request.query,
+            standing.fields,
+            length,
+        )
+        order = Order(standing, group, "the control API", head, body)
+        order.repeatable = safe
+        return order
 
     def too_large(self) -> Refusal:
         """For a body over `max_body`; its rest will not be read, so the connection ends."""
@@ -149,16 +186,12 @@ class Service:
             close=True,
         )
 
-    def _is_inference(self, method: bytes, path: bytes) -> bool:
-        if path in self._routes.inference_paths:
-            return True
-        return method == b"POST" and path.startswith(b"/v1/") and not _is_ours(path)
-
-    def _inference(self, request: RequestHead, body: bytes, key: wire.Key) -> Order:
-        model = peek(body).model
-        destination = self._routes.find(model)
+    def _inference(self, request: RequestHead, body: bytes, standing: Standing) -> Order:
+        peeked = peek(body)
+        key = standing.key
+        destination = self._routes.find(peeked.model)
         if destination is None:
-            raise self._routes.no_such_model(model, key)
+            raise self._routes.no_such_model(peeked.model, key)
         route = destination.route
         if not may_invoke(key, route.chute_id):
             raise Refusal(
@@ -174,10 +207,17 @@ class Service:
         group = self.upstreams.group(route.chute_id)
         if not group.instances:
             raise answers.not_ready(route, limits.RETRY_AFTER_SECONDS)
-        line = b"POST %b%b" % (inner, request.query)
-        return Order(
-            group, route.name, line, [JSON_BODY, *_fields(request, FOR_ENGINES, body)], body, repeatable=True
+        head = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n" % (
+            inner,
+            request.query,
+            standing.fields,
+            len(body),
         )
+        order = Order(standing, group, route.name, head, body)
+        order.model = peeked.model
+        if peeked.stream is True:
+            order.stream = True
+        return order
 
     def _from_memory(self, request: RequestHead, now: float) -> Answer:
         path = request.path
@@ -186,7 +226,7 @@ class Service:
             raise _wrong_method(b"GET, HEAD")
         if static is not None:
             return static
-        key = self._access.identify(request.headers, now)
+        key = self._access.identify(request.credential, now)
         if path.rstrip(b"/") in MODELS_PATHS:
             return (
                 self._all_models if key.chute_ids is None else answers.model_list(self._routes.visible(key))
@@ -230,14 +270,9 @@ def _is_ours(path: bytes) -> bool:
     return path in STATIC or path in MODELS_PATHS or path.startswith(MODEL_PREFIXES)
 
 
-def _fields(
-    request: RequestHead, names: tuple[tuple[bytes, bytes], ...], body: bytes, *, length: bool = True
-) -> list[bytes]:
+def _fields(request: RequestHead, names: tuple[tuple[bytes, bytes], ...]) -> bytes:
     headers = request.headers
-    fields = [form % headers[name] for name, form in names if name in headers]
-    if length:
-        fields.append(b"Content-Length: %d\r\n" % len(body))
-    return fields
+    return b"".join(form % headers[name] for name, form in names if name in headers)
 
 
 def _wrong_method(allowed: bytes) -> Refusal:

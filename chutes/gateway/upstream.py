@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from chutes import wire
+from chutes.board import Board
 from chutes.gateway import limits
 from chutes.gateway.balance import least_loaded
+from chutes.gateway.heads import AnswerHeads
 
 if TYPE_CHECKING:
     from chutes.gateway.exchange import Exchange
@@ -51,14 +53,23 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class Instance:
-    """One upstream of the table: how loaded it is, and its idle connections.
+    """One upstream of the table: how loaded it is, and its idle connections."""
 
-    `begin`, `end` and `load` are all that the rest knows of in-flight counts.
-    """
+    __slots__ = (
+        "_board",
+        "_idle",
+        "_mine",
+        "_slot",
+        "chute_id",
+        "fields",
+        "heads",
+        "last_report",
+        "penalty",
+        "retired",
+        "upstream",
+    )
 
-    __slots__ = ("_idle", "_in_flight", "chute_id", "fields", "last_report", "penalty", "retired", "upstream")
-
-    def __init__(self, chute_id: str | None, upstream: wire.Upstream) -> None:
+    def __init__(self, chute_id: str | None, upstream: wire.Upstream, board: Board) -> None:
         self.chute_id = chute_id
         """None for the control API."""
         self.upstream = upstream
@@ -67,23 +78,31 @@ class Instance:
             "latin-1"
         )
         """Header lines that every request to it carries."""
+        self.heads = AnswerHeads()
         self.penalty = 0
         self.last_report = -1
         """Tick of the last `UpstreamLost` about it."""
         self.retired = False
         """No table names it any more."""
         self._idle: list[UpstreamConnection] = []
-        self._in_flight = 0
+        self._board = board
+        self._mine = board.mine
+        self._slot = upstream.slot
+
+    @property
+    def in_flight(self) -> int:
+        """Requests on it, of all workers."""
+        return self._board.total(self._slot)
 
     @property
     def load(self) -> int:
-        return self._in_flight + self.penalty
+        return self.in_flight + self.penalty
 
     def begin(self) -> None:
-        self._in_flight += 1
+        self._mine[self._slot] += 1
 
     def end(self) -> None:
-        self._in_flight -= 1
+        self._mine[self._slot] -= 1
 
     def take(self) -> UpstreamConnection | None:
         """An idle connection: the one used last, as the others are nearer to being closed by the engine."""
@@ -130,9 +149,10 @@ class Instance:
 class Group:
     """The instances of one chute, and whose turn it is among equals."""
 
-    __slots__ = ("_turn", "instances")
+    __slots__ = ("_turn", "chute_id", "instances")
 
-    def __init__(self) -> None:
+    def __init__(self, chute_id: str | None) -> None:
+        self.chute_id = chute_id
         self.instances: list[Instance] = []
         self._turn = 0
 
@@ -147,7 +167,8 @@ class Group:
 class Upstreams:
     """Every instance that the current table names, by chute."""
 
-    def __init__(self) -> None:
+    def __init__(self, board: Board) -> None:
+        self._board = board
         self._groups: dict[str | None, Group] = {}
 
     def group(self, chute_id: str | None) -> Group:
@@ -162,10 +183,11 @@ class Upstreams:
         wanted[None] = [table.control] if table.control else []
         groups: dict[str | None, Group] = {}
         for chute_id, upstreams in wanted.items():
-            group = groups[chute_id] = self._groups.get(chute_id) or Group()
+            group = groups[chute_id] = self._groups.get(chute_id) or Group(chute_id)
             known = {instance.upstream: instance for instance in group.instances}
             group.instances = [
-                known.pop(upstream, None) or Instance(chute_id, upstream) for upstream in upstreams
+                known.pop(upstream, None) or Instance(chute_id, upstream, self._board)
+                for upstream in upstreams
             ]
             for instance in known.values():
                 instance.retire()
