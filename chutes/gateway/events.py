@@ -1,7 +1,8 @@
 """What the gateway reads in an engine's answer, and the two things that it changes there. Pure.
 
 The usage that a client did not ask for is taken out of its stream, and thoughts are given under both of their
-names: vLLM 0.32 says `reasoning`, older vLLM and SGLang say `reasoning_content`, clients know one or the other.
+names: vLLM 0.32 says `reasoning`, older vLLM and SGLang say `reasoning_content`, clients know one or the
+other.
 
 All searches are for quoted keys. Inside a JSON string every quote has a backslash before it, so no text of a
 model can look like one.
@@ -16,8 +17,8 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 USAGE_BYTES = 4096
-"""How far from the end of an answer its usage is looked for. Engines write it after choices and data, and some
-hundred bytes of nulls after that."""
+"""How far from the end of an answer its usage is looked for. Engines write it after choices and data, and
+some hundred bytes of nulls after that."""
 WHOLE_BYTES = 256 * 1024
 """An answer up to this size is read whole (0.1 ms) when its end does not tell."""
 
@@ -84,8 +85,8 @@ _encode = msgspec.json.Encoder().encode
 def read_usage(answer: bytes) -> Usage | None:
     """The usage of a JSON answer, or of the JSON of one event; None where there is none.
 
-    Of a large answer its last part is enough: it may begin anywhere. What is found there parses, together with
-    the brace that it leaves open, as an object: so it is not inside of anything.
+    Of a large answer its last part is enough: it may begin anywhere. What is found there parses, together
+    with the brace that it leaves open, as an object: so it is not inside of anything.
     """
     at = answer.rfind(b'"usage"', max(0, len(answer) - USAGE_BYTES))
     if at >= 0 and not answer.endswith(b"\\", 0, at):

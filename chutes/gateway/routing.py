@@ -35,7 +35,8 @@ MAX_MODEL_CHARS = 2000
 """Bounds on a list of names; the published platform's aliases stand for up to 20 chutes, of 64 characters."""
 
 PROVIDER = "chutes/"
-"""LiteLLM's prefix for this provider. It takes it off itself; other clients copy it from its documentation."""
+"""LiteLLM's prefix for this provider. It takes it off itself; other clients copy it from its
+documentation."""
 CONFIDENTIAL = "-tee"
 """The published platform's suffix for a model in a confidential machine. Examples everywhere have it."""
 
@@ -105,7 +106,8 @@ class Routes:
         """Paths that belong to chutes, and never to the control API."""
 
     def find(self, name: str) -> Destination | None:
-        """The chute of one name: its own, its id, an alias or its slug. Case matters only between two chutes."""
+        """The chute of one name: its own, its id, an alias or its slug. Case matters only between two
+        chutes."""
         return self._exact.get(name) or self._folded.get(name.casefold())
 
     def resolve(self, model: str) -> Resolved | None:
@@ -116,7 +118,8 @@ class Routes:
         `:THINKING`, which hold for all of them; a chute whose name ends so comes first.
 
         `chutes/` before a name is taken off, and so is `-TEE` after it where no chute has that name itself:
-        the published platform serves `deepseek-ai/DeepSeek-V3.2-TEE`, here that is `deepseek-ai/DeepSeek-V3.2`.
+        the published platform serves `deepseek-ai/DeepSeek-V3.2-TEE`, here that is
+        `deepseek-ai/DeepSeek-V3.2`.
 
         Raises:
             Refusal: 400, the list is too long.
@@ -164,7 +167,8 @@ class Routes:
             name = head
 
     def by_host(self, host: bytes) -> Destination | None:
-        """The chute whose slug is the first label of this `Host`: `{slug}.anything`, with or without a port."""
+        """The chute whose slug is the first label of this `Host`: `{slug}.anything`, with or without a
+        port."""
         if not self._slugs:
             return None
         label, dot, _ = host.partition(b".")

@@ -1,7 +1,7 @@
 """What the gateway changes in an OpenAI request, and why. Pure: a body in, a body out.
 
-An engine gets the client's own bytes wherever it can; what differs is spliced in. Only the few fields named in
-`Peek` are looked at, and messages are never decoded. Written against vLLM 0.32
+An engine gets the client's own bytes wherever it can; what differs is spliced in. Only the few fields
+named in `Peek` are looked at, and messages are never decoded. Written against vLLM 0.32
 (entrypoints/openai/chat_completion/protocol.py) and SGLang 0.5.23, which both ignore fields that they do not
 know, so that nothing else has to be taken out.
 
@@ -37,7 +37,8 @@ EFFORTS = {
     "xhigh": True,
     "max": True,
 }
-"""`reasoning_effort` → whether to think. The published table has the first five; the last two are vLLM's own."""
+"""`reasoning_effort` → whether to think. The published table has the first five; the last two are vLLM's
+own."""
 
 HARMONY_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """gpt-oss always thinks and refuses all efforts but low, medium and high (vLLM's harmony_utils.py): it gets
@@ -111,10 +112,10 @@ def rewrite(
     Args:
         model: the name that the engine serves the model under.
         capabilities: of the route; see `wire.Route`.
-        thinking: what the model's suffix or `X-Enable-Thinking` said; the body's own fields are more particular.
-        chat: the path is one of CHAT_PATHS.
-        completions: the path is one of COMPLETION_PATHS. Elsewhere only the model is replaced: `/v1/responses`
-            tells its usage unasked, and other paths are their author's own.
+        thinking: what the model's suffix or `X-Enable-Thinking` said; the body's own fields are more
+        particular. chat: the path is one of CHAT_PATHS.
+        completions: the path is one of COMPLETION_PATHS. Elsewhere only the model is replaced:
+            `/v1/responses` tells its usage unasked, and other paths are their author's own.
 
     Returns:
         The body, and whether the client asked to see the usage of its stream.
@@ -227,7 +228,8 @@ def _effort(raw: Raw | UnsetType) -> str | None:
 
 
 def _thinking_field(raw: Raw | UnsetType) -> bool | None:
-    """`true`, `false`, or Anthropic's object, whose `budget_tokens` no two engines enforce in the same way."""
+    """`true`, `false`, or Anthropic's object, whose `budget_tokens` no two engines enforce in the same
+    way."""
     text = _given(raw)
     if not text:
         return None
@@ -244,8 +246,8 @@ def _thinking_field(raw: Raw | UnsetType) -> bool | None:
 def _translate_format(raw: Raw | UnsetType, changes: Changes) -> None:
     """`{"type": "json_object", "schema": {…}}` → what engines enforce.
 
-    vLLM and SGLang both take that form and ignore its schema. `json_schema` with the schema beside it, instead
-    of inside, is taken for the same.
+    vLLM and SGLang both take that form and ignore its schema. `json_schema` with the schema beside it,
+    instead of inside, is taken for the same.
     """
     given = _object(_given(raw)) or {}  # what is no object is for the engine to judge
     schema = _given(given.get("schema", UNSET))
@@ -279,9 +281,10 @@ def _rename(body: bytes, model: bytes) -> bytes | None:
     """Another value for the top-level `model`, if it stands where clients write it; else None.
 
     At the very beginning it is taken out and written at the end, where it counts even if it stands twice.
-    Near the end it is replaced, if the rest from there on is JSON of its own: then its braces close nothing but
-    the body itself, so this is the top level. Quotes inside of strings are escaped, so that no text can look
-    like a key; only the last part of a string that ends so can, and that has a backslash before it.
+    Near the end it is replaced, if the rest from there on is JSON of its own: then its braces close
+    nothing but the body itself, so this is the top level. Quotes inside of strings are escaped, so that
+    no text can look like a key; only the last part of a string that ends so can, and that has a backslash
+    before it.
     """
     if found := _FIRST.match(body):
         end = body.rfind(b"}")
