@@ -48,6 +48,7 @@ def _route(deployment: Deployment, instances: list[Instance]) -> Route:
         created=int(deployment.created),
         engine=deployment.plan.engine,
         max_model_len=newest.max_model_len if newest else None,
+        capabilities=deployment.capabilities,
     )
 
 
