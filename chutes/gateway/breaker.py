@@ -96,9 +96,7 @@ def usable(healths: Sequence[Health], now: float) -> list[int] | None:
     if healths.count(HEALTHY) == len(healths):
         return None
     indexes = [
-        index
-        for index, health in enumerate(healths)
-        if health.phase is Phase.CLOSED or now >= health.until
+        index for index, health in enumerate(healths) if health.phase is Phase.CLOSED or now >= health.until
     ]
     left_out = len(healths) - len(indexes)
     return None if not left_out or 2 * left_out > len(healths) else indexes
