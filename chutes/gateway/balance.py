@@ -1,8 +1,8 @@
 """Which instance of a chute gets a request. Pure: loads in, an index out.
 
 Without anything else to go by, the least loaded. A request with messages goes where its conversation's
-KV cache is: consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, arXiv 1608.01350; in use at
-Vimeo, HAProxy's `hash-balance-factor`). Each instance has a score for each prefix, the highest owns it
+KV cache is: consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, arXiv 1608.01350; in
+use at Vimeo, HAProxy's `hash-balance-factor`). Each instance has a score for each prefix, the highest owns it
 (rendezvous hashing, Thaler and Ravishankar 1998: no ring to keep for a dozen instances, and when one
 comes or goes only its own share moves), and an owner that is busier than a bound passes on to the next in the
 prefix's order, so a hot prefix warms a second instance and not all.
@@ -88,18 +88,18 @@ def prefix_key(messages: bytes) -> int:
     The system prompt alone would be too much: each instance soon has it cached anyway, and all that an
     application sends would belong to one instance. A `prompt` has no such mark; its start has to do.
 
-    Hashed are the end of that part and its length, by the cheapest of zlib's sums. Conversations that
-    collide, or differ only before that, share an owner, which does no harm.
+    Hashed are the end of that part and its length; conversations that differ only before that share an
+    owner, which does no harm.
     """
     if messages.startswith(b'"'):
-        return zlib.adler32(messages[: limits.PREFIX_HASH_BYTES])
+        return zlib.crc32(messages[: limits.PREFIX_HASH_BYTES])
     # A quote inside a text is written \", so this is never found in one.
     end = messages.find(b'"assistant"', 0, limits.PREFIX_SEARCH_BYTES)
     end = messages.rfind(b"{", 0, end) if end >= 0 else limits.PREFIX_SEARCH_BYTES
     end = min(max(end, 0), len(messages))
     last = messages[max(0, end - BETWEEN_BYTES) : end]
     end -= len(last) - len(last.rstrip(b" ,]\r\n\t"))
-    return zlib.adler32(messages[max(0, end - limits.PREFIX_HASH_BYTES) : end], end)
+    return zlib.crc32(messages[max(0, end - limits.PREFIX_HASH_BYTES) : end], end)
 
 
 def _owner(

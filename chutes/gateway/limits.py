@@ -83,5 +83,5 @@ requests cost an engine less than computing one prompt again."""
 PREFIX_SEARCH_BYTES = 32 * 1024
 """Of a request's messages, looked through for where the first answer begins: 14 µs at worst, on
 a request whose prompt costs an engine 100 ms."""
-PREFIX_HASH_BYTES = 512
+PREFIX_HASH_BYTES = 256
 """Before that place, hashed."""

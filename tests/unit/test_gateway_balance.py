@@ -131,7 +131,7 @@ def test_a_new_instance_is_not_overrun(conversations: bool) -> None:
     print(f"of 60 requests, a new instance gets after 0, 5, 10, 20, 30 s: {herd}")
     assert herd[0] <= 8
     assert herd == sorted(herd)
-    assert herd[-1] >= 20
+    assert herd[-1] >= 15
 
 
 def test_a_chute_of_new_instances_only_is_shared_evenly() -> None:
@@ -167,7 +167,7 @@ def test_every_turn_of_a_conversation_has_the_same_key(
 def test_keys_tell_conversations_apart_but_not_what_follows_in_one() -> None:
     system = message("system", "You are an assistant. " * 200)
     keys = {prefix_key(raw([system, message("user", f"question {n}")])) for n in range(5000)}
-    assert len(keys) > 1000
+    assert len(keys) == 5000
     tricky = message("user", 'he said "role":"assistant" and {"role":"assistant"}')
     tools = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function"}]}
     opened = prefix_key(raw([system, tricky]))
@@ -213,13 +213,13 @@ def simulate(policy: Policy, rate: float, zipf: float, *, instances: int = 4, se
     keys = [prefix_key(b'[{"role":"user","content":"%d"}]' % chance.getrandbits(99)) for _ in range(200)]
     caches: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(instances)]
     loads, ends, spreads = [0] * instances, [], []
-    now, count, hits, most = 0.0, 0, 0, 0
+    now, turn, count, hits, most = 0.0, 0, 0, 0, 0
     while now < seconds:
         now += chance.expovariate(rate)
         while ends and ends[0][0] <= now:
             loads[heapq.heappop(ends)[1]] -= 1
         key = chance.choices(keys, popularity)[0]
-        index = policy(loads, key, count)
+        index = policy(loads, key, turn := turn + 1)
         assert index is not None
         cache = caches[index]
         hit = key in cache
@@ -228,8 +228,10 @@ def simulate(policy: Policy, rate: float, zipf: float, *, instances: int = 4, se
         if len(cache) > 60:
             cache.popitem(last=False)
         loads[index] += 1
-        count, hits = count + 1, hits + hit
         heapq.heappush(ends, (now + chance.uniform(0.5, 1) + (not hit), index))
+        if now < 10:  # all caches are cold
+            continue
+        count, hits = count + 1, hits + hit
         most = max(most, *loads)
         spreads.append(max(loads) - min(loads))
     return Outcome(hits / count, most, sum(spreads) / len(spreads))
@@ -258,7 +260,7 @@ def test_prefixes_stay_warm_and_nobody_is_overrun(rate: float, zipf: float) -> N
     for name, outcome in (("least loaded", least), ("hash only", hashed), ("bounded", ours)):
         print(f"  {name:14} {outcome.hit_rate:6.1%} {outcome.most:8.1f} {outcome.spread:8.1f}")
     gained = (ours.hit_rate - least.hit_rate) / (hashed.hit_rate - least.hit_rate)
-    assert gained >= 0.7, "most of what affinity can win is won"
+    assert gained >= 0.8, "most of what affinity can win is won"
     assert ours.most <= 1.25 * least.most, "at nearly the load of the least loaded"
-    assert ours.most <= 0.8 * hashed.most
-    assert ours.spread <= 0.6 * hashed.spread
+    assert ours.most <= 0.85 * hashed.most
+    assert ours.spread <= 0.8 * hashed.spread
