@@ -17,6 +17,7 @@ while its tokens are used up, and can overdraw by what it has in flight. Two min
 
 from __future__ import annotations
 
+import functools
 import math
 
 from chutes import wire
@@ -35,6 +36,15 @@ from chutes.gateway.answers import Refusal
 
 ROUNDING = 0.01
 """Of a request or token: so that a wait which just suffices is not refused for the last bits of a clock."""
+
+
+def duration(seconds: int) -> bytes:
+    """As OpenAI writes it: `1s`, `6m0s`."""
+    return b"%dm%ds" % divmod(seconds, 60) if seconds >= 60 else b"%ds" % seconds
+
+
+DURATIONS = [duration(seconds) for seconds in range(122)]
+"""Until a window of two minutes is empty."""
 
 Numbers = tuple[float, int, int, int, int, int]
 """What a key has used, over all workers: second of the present minute; requests and tokens in it; the same
@@ -166,30 +176,23 @@ def _wait(second: float, used: int, before: int, most: int) -> int:
 def _headers(key: wire.Key, use: Numbers) -> bytes:
     second, requests, tokens, requests_before, tokens_before, _ = use
     lines = b""
-    if key.requests_per_minute is not None:
-        lines = _lines(b"requests", key.requests_per_minute, second, requests, requests_before)
-    if key.tokens_per_minute is not None:
-        lines += _lines(b"tokens", key.tokens_per_minute, second, tokens, tokens_before)
+    if (most := key.requests_per_minute) is not None:
+        lines = _lines(_form("requests", most), most, second, requests, requests_before)
+    if (most := key.tokens_per_minute) is not None:
+        lines += _lines(_form("tokens", most), most, second, tokens, tokens_before)
     return lines
 
 
-def _lines(what: bytes, most: int, second: float, used: int, before: int) -> bytes:
-    remaining = int(max(0.0, most - used - before * (1.0 - second / 60.0) + ROUNDING))
+@functools.lru_cache(maxsize=1024)  # one entry for each limit that some key has
+def _form(what: str, most: int) -> bytes:
+    return (
+        f"x-ratelimit-limit-{what}: {most}\r\n"
+        f"x-ratelimit-remaining-{what}: %d\r\nx-ratelimit-reset-{what}: %b\r\n"
+    ).encode()
+
+
+def _lines(form: bytes, most: int, second: float, used: int, before: int) -> bytes:
+    left = most - used - before * (1.0 - second / 60.0)
     # "The time until the rate limit resets to its initial state": until the window holds nothing.
     reset = 120.0 - second if used else 60.0 - second if before else 0.0
-    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
-        what,
-        most,
-        what,
-        remaining,
-        what,
-        duration(reset),
-    )
-
-
-def duration(seconds: float) -> bytes:
-    """As OpenAI writes it: `12ms`, `1s`, `6m0s`; rounded up."""
-    if 0 < seconds < 1:
-        return b"%dms" % math.ceil(seconds * 1000)
-    whole = math.ceil(seconds)
-    return b"%dm%ds" % divmod(whole, 60) if whole >= 60 else b"%ds" % whole
+    return form % (int(left + ROUNDING) if left > 0 else 0, DURATIONS[math.ceil(reset)])

@@ -196,7 +196,7 @@ def test_any_bytes_have_a_key(data: bytes) -> None:
 
 class Outcome(NamedTuple):
     hit_rate: float
-    most: int
+    most: float
     """Requests in flight at once on the busiest instance."""
     spread: float
     """Mean difference between the busiest and the idlest."""

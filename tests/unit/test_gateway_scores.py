@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +58,6 @@ def test_every_one_is_kept_once_and_equals_keep_the_given_order(
 ) -> None:
     ranked = rank([(number, name, room) for number, (name, room) in enumerate(asked)], preference, SCORES)
     assert sorted(ranked) == list(range(len(asked)))
-    for before, after in zip(ranked, ranked[1:], strict=False):
+    for before, after in pairwise(ranked):
         if asked[before] == asked[after]:
             assert before < after
