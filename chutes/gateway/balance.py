@@ -26,6 +26,8 @@ from chutes.gateway import limits
 
 BETWEEN_BYTES = 64
 """Of spaces and line ends between two messages, however a client's JSON is indented."""
+LOWEST = -(1 << 63)
+"""Of what `hash` returns."""
 
 
 def choose(
@@ -115,16 +117,21 @@ def _owner(
     those below it are full.
     """
     share = limits.BOUND_FACTOR * (sum(loads) + 1) / (len(loads) if weights is None else sum(weights))
-    best, owner = None, None
+    slack = limits.BOUND_SLACK - 1  # the request in hand counts too
+    if weights is None:
+        bounds = [share + slack] * len(loads)
+    else:
+        bounds = [share * weight + slack for weight in weights]
+    if capacity is not None:
+        bounds = [min(bound, capacity - 1) for bound in bounds]
+    best, owner = LOWEST, None
     for index, load in enumerate(loads):
-        bound = share if weights is None else share * weights[index]
-        if load + 1 > bound + limits.BOUND_SLACK or (capacity is not None and load >= capacity):
-            continue
-        # The same in every process, as the hash of integers has no salt. The product because a tuple's
-        # hash alone mixes its last item too little to share prefixes out evenly.
-        score = hash((prefix * seeds[index],))
-        if best is None or score > best:
-            best, owner = score, index
+        if load <= bounds[index]:
+            # The same in every process, as the hash of integers has no salt. The product because a
+            # tuple's hash alone mixes its last item too little to share prefixes out evenly.
+            score = hash((prefix * seeds[index],))
+            if score > best:
+                best, owner = score, index
     return owner
 
 
