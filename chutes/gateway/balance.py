@@ -24,8 +24,9 @@ from collections.abc import Sequence
 
 from chutes.gateway import limits
 
-BETWEEN_BYTES = 64
-"""Of spaces and line ends between two messages, however a client's JSON is indented."""
+SEARCHED, HASHED = limits.PREFIX_SEARCH_BYTES, limits.PREFIX_HASH_BYTES
+BETWEEN = 64
+"""Bytes of spaces and line ends between two messages, however a client's JSON is indented."""
 LOWEST = -(1 << 63)
 """Of what `hash` returns."""
 
@@ -93,15 +94,17 @@ def prefix_key(messages: bytes) -> int:
     Hashed are the end of that part and its length; conversations that differ only before that share an
     owner, which does no harm.
     """
-    if messages.startswith(b'"'):
-        return zlib.crc32(messages[: limits.PREFIX_HASH_BYTES])
+    if messages[:1] == b'"':
+        return zlib.crc32(messages[:HASHED])
     # A quote inside a text is written \", so this is never found in one.
-    end = messages.find(b'"assistant"', 0, limits.PREFIX_SEARCH_BYTES)
-    end = messages.rfind(b"{", 0, end) if end >= 0 else limits.PREFIX_SEARCH_BYTES
-    end = min(max(end, 0), len(messages))
-    last = messages[max(0, end - BETWEEN_BYTES) : end]
-    end -= len(last) - len(last.rstrip(b" ,]\r\n\t"))
-    return zlib.crc32(messages[max(0, end - limits.PREFIX_HASH_BYTES) : end], end)
+    end = messages.find(b'"assistant"', 0, SEARCHED)
+    if end >= 0:
+        end = max(messages.rfind(b"{", 0, end), 0)
+    elif (end := len(messages)) > SEARCHED:
+        end = SEARCHED
+    before = messages[end - BETWEEN if end > BETWEEN else 0 : end]
+    end -= len(before) - len(before.rstrip(b" ,]\r\n\t"))
+    return zlib.crc32(messages[end - HASHED if end > HASHED else 0 : end], end)
 
 
 def _owner(
