@@ -25,8 +25,6 @@ from collections.abc import Sequence
 from chutes.gateway import limits
 
 SEARCHED, HASHED = limits.PREFIX_SEARCH_BYTES, limits.PREFIX_HASH_BYTES
-BETWEEN = 64
-"""Bytes of spaces and line ends between two messages, however a client's JSON is indented."""
 LOWEST = -(1 << 63)
 """Of what `hash` returns."""
 
@@ -97,14 +95,11 @@ def prefix_key(messages: bytes) -> int:
     if messages[:1] == b'"':
         return zlib.crc32(messages[:HASHED])
     # A quote inside a text is written \", so this is never found in one.
-    end = messages.find(b'"assistant"', 0, SEARCHED)
-    if end >= 0:
-        end = max(messages.rfind(b"{", 0, end), 0)
-    elif (end := len(messages)) > SEARCHED:
-        end = SEARCHED
-    before = messages[end - BETWEEN if end > BETWEEN else 0 : end]
-    end -= len(before) - len(before.rstrip(b" ,]\r\n\t"))
-    return zlib.crc32(messages[end - HASHED if end > HASHED else 0 : end], end)
+    start, answer, _ = messages[:SEARCHED].partition(b'"assistant"')
+    if answer:
+        start = start[: start.rfind(b"{")]
+    start = start.rstrip(b" ,]\r\n\t")
+    return zlib.crc32(start[-HASHED:], len(start))
 
 
 def _owner(
