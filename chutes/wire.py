@@ -63,6 +63,8 @@ class Route(msgspec.Struct, frozen=True):
     `json_schema`, `reasoning` (it separates thoughts from the answer), `vision`, `harmony` (gpt-oss: it
     always thinks, and knows the efforts low, medium and high only)."""
     price: Price = Price()
+    slot: int = 0
+    """Where those who wait for it are counted; see `board.py`."""
     asleep: bool = False
     """No instance runs because nobody asked for long: a request wakes the chute (`Wake`) and waits."""
 

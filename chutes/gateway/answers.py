@@ -182,9 +182,8 @@ def starting() -> Refusal:
     )
 
 
-def not_ready(route: wire.Route, retry_after: int) -> Refusal:
-    """For a chute without a ready instance. One that has failed will not answer sooner for being asked."""
-    hopeless = route.phase in ("failed", "stopped")
-    headers = b"x-should-retry: false\r\n" if hopeless else b"Retry-After: %d\r\n" % retry_after
+def not_ready(route: wire.Route) -> Refusal:
+    """For a chute that has failed or was stopped. It will not answer sooner for being asked again."""
+    headers = b"x-should-retry: false\r\n"
     detail = route.detail or f"Chute {route.name!r} has no ready instance ({route.phase})."
     return Refusal(503, "chute_not_ready", detail, headers=headers)
