@@ -19,6 +19,7 @@ start).
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -116,12 +117,11 @@ def _owner(
     """
     share = limits.BOUND_FACTOR * (sum(loads) + 1) / (len(loads) if weights is None else sum(weights))
     slack = limits.BOUND_SLACK - 1  # the request in hand counts too
+    full = math.inf if capacity is None else capacity - 1
     if weights is None:
-        bounds = [share + slack] * len(loads)
+        bounds = [min(share + slack, full)] * len(loads)
     else:
-        bounds = [share * weight + slack for weight in weights]
-    if capacity is not None:
-        bounds = [min(bound, capacity - 1) for bound in bounds]
+        bounds = [min(share * weight + slack, full) for weight in weights]
     best, owner = LOWEST, None
     for index, load in enumerate(loads):
         if load <= bounds[index]:

@@ -58,9 +58,9 @@ QUEUE_LENGTH = 1000
 would be the thousandth in line for an engine that answers ten a second is better off told at once."""
 QUEUE_OTHERS_SHARE = 0.25
 """Of that length, what a key cannot take that already holds more than half of the line."""
-QUEUE_SECONDS = 60
-"""Waiting for a busy chute. A proxy in front of us commonly gives up after 60 s without a byte, and a 429
-that a client hears can be retried elsewhere."""
+QUEUE_SECONDS = 50
+"""Waiting for a busy chute. A proxy in front of us commonly gives up after 60 s without a byte (nginx's
+proxy_read_timeout), and its 504 says less than our 429."""
 WAKE_SECONDS = 540
 """Waiting for a chute that starts or wakes: below the 600 s after which the OpenAI SDK gives up, so that
 it still hears why."""
@@ -82,8 +82,8 @@ RAMP_SECONDS = 30
 RAMP_LEAST = 0.1
 """Of a full share, what the newest gets at once (Envoy's min_weight_percent)."""
 BOUND_FACTOR = 1.25
-"""Times the mean load, up to which an instance keeps its prefixes (Vimeo's and brpc's choice; see
-balance.py)."""
+"""Times the mean load, up to which an instance keeps its prefixes (brpc's default; see balance.py).
+1.1 costs cache hits, 1.5 evenness."""
 BOUND_SLACK = 2
 """Requests above that: at a mean of one or two, a quarter more is nothing, and in a small batch two more
 requests cost an engine less than computing one prompt again."""
