@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from chutes import config as settings
-from chutes.chute.spec import CordSpec
+from chutes.chute.spec import CordSpec, EngineSpec
 from chutes.control import keys
+from chutes.control.deploying import draft
 from chutes.control.reconcile import Deployed, World, step
 from chutes.control.routes import table
 from chutes.control.store import SCHEMA_VERSION, Store
@@ -164,3 +165,20 @@ def test_a_broken_settings_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.ini").write_text("no section\n")
     with pytest.raises(NotConfigured, match=r"config\.ini"):
         settings.load({"CHUTES_HOME": str(tmp_path)})
+
+
+def test_a_model_of_a_known_family_calls_tools_and_thinks_without_a_flag(tmp_path: Path) -> None:
+    directory = tmp_path / "Qwen3-tiny"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
+    (directory / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    cord = CordSpec(function="chat", path="/c", passthrough=True, public_api_path="/v1/chat/completions")
+    spec = deployment().spec.model_copy(
+        update={"engine": EngineSpec(name="vllm", model=str(directory)), "cords": [cord]}
+    )
+    worked_out = draft(spec, settings.load({"CHUTES_HOME": str(tmp_path)}))
+    flags = " ".join(worked_out.plan.engine_args)
+    assert "--tool-call-parser hermes --enable-auto-tool-choice --reasoning-parser qwen3" in flags
+    assert any("of the family qwen3" in reason for reason in worked_out.plan.reasons)
+    world, _ = step(World(), Deployed(worked_out.deployment(1.0)), 1.0, lambda: "i")
+    assert table(world, [], CONTROL).routes[0].capabilities == ["chat", "json_schema", "tools", "reasoning"]
