@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from chutes.exception import ChutesError
 from chutes.gateway import limits
@@ -104,6 +105,16 @@ class ChunkScanner:
         if payload is not None and left > 2:
             payload.append(data[position : position + min(left - 2, end - position)])
         return end, rest
+
+
+def edit_chunks(data: bytes, edit: Callable[[bytes], bytes]) -> bytes:
+    """Whole chunks as one, whose payload went through `edit`; none at all if that left nothing."""
+    scanner = ChunkScanner()
+    payload: list[bytes] = []
+    scanner.feed(data, payload)
+    text = edit(b"".join(payload))
+    chunk = b"%x\r\n%b\r\n" % (len(text), text) if text else b""
+    return chunk + b"0\r\n\r\n" if scanner.ended else chunk
 
 
 def _unfinished(data: bytes, position: int) -> bytes:

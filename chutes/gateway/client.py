@@ -25,7 +25,8 @@ from chutes.gateway.chunked import BadChunk, ChunkScanner
 from chutes.gateway.exchange import Exchange
 from chutes.gateway.heads import AnswerHeads, Remembered
 from chutes.gateway.http import REQUEST_ID, RequestHead, bad
-from chutes.gateway.meter import Meter
+from chutes.gateway.meter import Meter, monotonic
+from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.service import Service
 
@@ -37,8 +38,9 @@ class Clients:
 
     def __init__(self, service: Service, send: Callable[[wire.FromWorker], None]) -> None:
         self.service = service
-        self.report: Callable[[wire.UpstreamLost], None] = send
+        self.report: Callable[[wire.UpstreamLost | wire.Wake], None] = send
         self.meter = Meter(send)
+        self.quota = Quota(service.board)
         self.no_heads = AnswerHeads()
         """What an answer is read with until its engine is chosen."""
         self.connections: set[ClientConnection] = set()
@@ -64,7 +66,7 @@ class Clients:
         self.tick += 1
         for connection in list(self.connections):
             connection.sweep(self.tick)
-        self.service.upstreams.sweep(self.tick)
+        self.service.upstreams.sweep(self.tick, monotonic())
 
     def drain(self) -> None:
         """Close what is idle now, and every other connection after the answer that it waits for."""
@@ -347,11 +349,15 @@ class ClientConnection(asyncio.Protocol):
                 return
             relay = AnswerRelay(clients.no_heads, request_id)
             if clients.draining or not request.keep_alive:
-                relay.keep_alive = False
+                relay.lasting = relay.keep_alive = False
             if request.http_1_0:
                 relay.http_1_0 = True
             if request.method == b"HEAD":
                 relay.head_only = True
+            if not outcome.shows_usage:
+                relay.hides_usage = True
+            if outcome.twins:
+                relay.twins = True
             self._exchange = exchange = Exchange(self, clients, outcome, relay)
             exchange.start()
         except Refusal as refusal:  # caught here, as what follows on the connection can still be served

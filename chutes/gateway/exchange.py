@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Protocol
+from zlib import crc32
 
 from chutes import wire
-from chutes.gateway import limits
+from chutes.gateway import breaker, limits
 from chutes.gateway.answers import Refusal
+from chutes.gateway.breaker import HEALTHY
+from chutes.gateway.events import Usage
 from chutes.gateway.http import BadAnswer
 from chutes.gateway.meter import Meter, monotonic
+from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
+from chutes.gateway.scores import scored
 from chutes.gateway.service import Order
-from chutes.gateway.upstream import PENALTY, Instance, UpstreamConnection
+from chutes.gateway.upstream import Instance, UpstreamConnection, hopeless
+from chutes.gateway.waiting import Ticket, Why
 
 JOIN_BYTES = 16 * 1024
 """Up to here one copy of the body is cheaper than a second entry in the socket's write queue."""
@@ -51,8 +57,9 @@ class Surroundings(Protocol):
 
     tick: int
     meter: Meter
+    quota: Quota
 
-    report: Callable[[wire.UpstreamLost], None]
+    report: Callable[[wire.UpstreamLost | wire.Wake], None]
 
 
 class Exchange:
@@ -61,8 +68,12 @@ class Exchange:
 
     # Defaults stand here: most exchanges change few of them, and setting costs more than reading.
     _instance: Instance | None = None
-    """The one being tried; None when the exchange is over."""
+    """The one being tried; None while waiting and when the exchange is over."""
     _connection: UpstreamConnection | None = None
+    _ticket: Ticket[Exchange] | None = None
+    """Its place in the line of its chute, while it waits there."""
+    _counted = False
+    """Its key's quota has it in flight."""
     _tried: Instance | None = None
     """The last one that was tried, for the record."""
     _avoid: tuple[Instance, ...] = ()
@@ -71,6 +82,8 @@ class Exchange:
     """One has taken the order and broken off before it answered; it does not get a third chance."""
     _paused = False
     _retries = 0
+    _queued = 0.0
+    """Seconds in the line."""
     _first = 0.0
     """When the first byte of the answer went out; monotonic, as all times here."""
     _last = 0.0
@@ -85,10 +98,39 @@ class Exchange:
         self._heard = worker.tick
         self._started = monotonic()
 
+    @property
+    def prefix(self) -> int | None:
+        return self._order.prefix
+
     def start(self) -> None:
-        instance = self._order.group.choose()
-        assert instance is not None, "service.py makes no order for an empty group"
+        """Go to an instance, or into the line. A refusal is answered, not raised."""
+        order, now = self._order, self._started
+        key = order.standing.key
+        if key.slot is not None:
+            if refusal := self._worker.quota.begin(key, now):
+                self.give_up(refusal)
+                return
+            self._counted = True
+            self._relay.fields = self._worker.quota.headers(key, now)
+        group = order.group
+        instance = None if len(group.line) else group.choose(now, order.prefix)
+        if instance is not None:
+            self._try(instance)
+        else:
+            self._wait()
+
+    def proceed(self, instance: Instance) -> None:
+        """Its turn has come."""
+        self._ticket = None
+        self._heard = self._worker.tick
+        self._queued = monotonic() - self._started
         self._try(instance)
+
+    def give_up(self, refusal: Refusal) -> None:
+        """Answer with an error; no instance has it."""
+        self._ticket = None
+        self._client.refuse(refusal)
+        self._record(refusal.status, refusal.code)
 
     def received(self, data: bytes) -> None:
         """Bytes from the engine. The hot path: called for every chunk of every stream."""
@@ -99,7 +141,12 @@ class Exchange:
         except BadAnswer as error:
             self._break_off(f"it sent what is not HTTP: {error}")
             return
+        if relay.status >= 500 and not self._chunks and self._elsewhere():
+            return
         if relay.done:
+            instance = self._instance
+            if instance is not None and (relay.status >= 500 or instance.health is not HEALTHY):
+                self._judge(instance)
             self._release(reusable=relay.reusable)
             self._client.complete(out, relay.keep_alive)
             self._record(relay.status)
@@ -132,6 +179,8 @@ class Exchange:
 
     def cancel(self) -> None:
         """The client has gone: break the engine's connection, which is how an engine learns to stop."""
+        if self._ticket is not None:
+            self._order.group.line.cancel(self._ticket)
         self._release(reusable=False)
         self._record(self._relay.status or CLIENT_GONE, "client_gone")
 
@@ -151,10 +200,30 @@ class Exchange:
         if tick - self._heard >= limits.ANSWER_SECONDS and not self._paused:
             self._fail(504, "upstream_timeout", f"has said nothing for {limits.ANSWER_SECONDS} s")
 
+    def _wait(self) -> None:
+        """Join the line of the chute: all of its instances are busy, or it has none yet."""
+        order = self._order
+        group = order.group
+        why = Why.BUSY
+        if not group.instances:
+            if refusal := hopeless(group.route):
+                self.give_up(refusal)
+                return
+            why = Why.STARTING
+            if group.route is not None and group.route.asleep and group.woken != self._worker.tick:
+                group.woken = self._worker.tick
+                self._worker.report(wire.Wake(group.route.chute_id))
+        try:
+            self._ticket = group.line.add(self, order.standing.key.key_id, why, self._started)
+        except Refusal as refusal:
+            self.give_up(refusal)
+
     def _try(self, instance: Instance, *, fresh: bool = False) -> None:
         self._instance = self._tried = instance
         self._relay.heads = instance.heads
         instance.begin()
+        if instance.health is not HEALTHY:
+            instance.health = breaker.tried(instance.health, monotonic())
         connection = None if fresh else instance.take()
         if connection is not None:
             self._send(connection)
@@ -193,25 +262,25 @@ class Exchange:
         """Let go of instance and connection; break the connection if it cannot be used again."""
         instance, connection = self._instance, self._connection
         self._instance = self._connection = None
-        if instance is not None:
-            instance.end()
         if connection is not None:
             connection.exchange = None
             if reusable and instance is not None:
                 instance.give_back(connection, self._worker.tick)
             else:
                 connection.transport.abort()
+        if instance is not None:
+            instance.end()
+            group = self._order.group
+            if len(group.line):
+                group.serve(monotonic())
 
     def _unreachable(self, instance: Instance, error: Exception) -> None:
         """No connection, so no harm done: any other instance will do."""
         self._report(instance, f"cannot connect: {error or type(error).__name__}")
+        instance.health = breaker.unreachable(instance.health, monotonic())
         self._release(reusable=False)
         self._avoid = (*self._avoid, instance)
-        other = self._order.group.choose(self._avoid)
-        if other is not None:
-            self._retries += 1
-            self._try(other)
-        else:
+        if not self._another():
             self._fail(503, "upstream_unreachable", "cannot be reached")
 
     def _break_off(self, error: str) -> None:
@@ -219,21 +288,60 @@ class Exchange:
         instance = self._instance
         assert instance is not None
         self._report(instance, error)
+        instance.health = breaker.failed(instance.health, crc32(self._order.body), monotonic())
         if self._relay.begun or self._broke or not self._order.repeatable:
             self._fail(502, "upstream_broke_off", "broke off before its answer was whole")
             return
         self._release(reusable=False)
         self._broke = True
-        self._retries += 1
         self._avoid = (*self._avoid, instance)
         self._relay = self._relay.again()
-        other = self._order.group.choose(self._avoid)
-        if other is not None:
-            self._try(other)
-        elif instance.retired:
+        if self._another():
+            return
+        if instance.retired:
             self._fail(502, "upstream_broke_off", "broke off before its answer was whole")
         else:
+            self._retries += 1
             self._try(instance, fresh=True)
+
+    def _elsewhere(self) -> bool:
+        """After a 5xx of which nothing has been passed on: ask another instance, if there is one."""
+        instance, order = self._instance, self._order
+        if instance is None or not breaker.is_failure(self._relay.status):
+            return False
+        if self._broke or not order.repeatable or len(order.group.instances) - len(self._avoid) < 2:
+            return False
+        other = order.group.choose(monotonic(), order.prefix, (*self._avoid, instance))
+        if other is None:
+            return False
+        self._judge(instance)
+        self._release(reusable=self._relay.done and self._relay.reusable)
+        self._avoid = (*self._avoid, instance)
+        self._relay = self._relay.again()
+        self._retries += 1
+        self._try(other)
+        return True
+
+    def _another(self) -> bool:
+        """Try an instance that has not failed this order; of the next chute, if a list was asked for."""
+        order: Order | None = self._order
+        while order is not None:
+            other = order.group.choose(monotonic(), order.prefix, self._avoid)
+            if other is not None:
+                self._order = order
+                self._retries += 1
+                self._try(other)
+                return True
+            order = order.otherwise
+        return False
+
+    def _judge(self, instance: Instance) -> None:
+        """Take what an answer says of its instance into account."""
+        now = monotonic()
+        if breaker.is_failure(self._relay.status):
+            instance.health = breaker.failed(instance.health, crc32(self._order.body), now)
+        else:
+            instance.health = breaker.succeeded(instance.health, now)
 
     def _fail(self, status: int, code: str, what: str) -> None:
         self._release(reusable=False)
@@ -241,8 +349,7 @@ class Exchange:
         refusal = Refusal(status, code, f"An instance of {self._order.name} {what}.", headers=headers)
         relay = self._relay
         if not relay.begun:
-            self._client.refuse(refusal)
-            self._record(status, code)
+            self.give_up(refusal)
             return
         event = relay.error_event(refusal.body())
         if event is None:
@@ -257,7 +364,12 @@ class Exchange:
         standing = order.standing
         started, now, meter = self._started, monotonic(), self._worker.meter
         first = (self._first or now) - started if relay.begun else 0.0
-        usage = relay.usage
+        # A stream that was cut has told nothing: engines send some one token a chunk.
+        usage = relay.usage or Usage(0, max(0, self._chunks - 1), 0)
+        if self._counted:
+            self._worker.quota.end(standing.key, usage[0] + usage[1], now)
+        if self._chunks > 1 and usage[1]:
+            order.group.score = scored(order.group.score, first, now - started, usage[1])
         meter.add(
             wire.Record(
                 relay.request_id.decode(),
@@ -270,7 +382,7 @@ class Exchange:
                 status,
                 error,
                 meter.started(started),
-                0.0,
+                self._queued,
                 first,
                 now - started,
                 usage[0],
@@ -284,7 +396,6 @@ class Exchange:
 
     def _report(self, instance: Instance, error: str) -> None:
         """Tell control, at most once a second and instance: a thousand requests may break at once."""
-        instance.penalty = PENALTY
         if instance.chute_id is not None and instance.last_report != self._worker.tick:
             instance.last_report = self._worker.tick
             self._worker.report(wire.UpstreamLost(instance.chute_id, instance.upstream.instance_id, error))

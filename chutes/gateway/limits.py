@@ -17,6 +17,10 @@ PIPELINE_BYTES = 64 * 1024
 HELD_CHUNK_BYTES = 64 * 1024
 """Of an SSE chunk kept back until whole (see relay.py). Engines send some 300 bytes a chunk."""
 
+GATHERED_BYTES = 1024 * 1024
+"""Of an answer that is held until whole because its length will change. Longer ones keep one name for
+thoughts; a million characters are some 250,000 tokens."""
+
 HEAD_SECONDS = 10
 """From a head's first byte to its last: a slowloris gets no more."""
 IDLE_SECONDS = 75
@@ -92,3 +96,5 @@ PREFIX_SEARCH_BYTES = 32 * 1024
 a request whose prompt costs an engine 100 ms."""
 PREFIX_HASH_BYTES = 256
 """Before that place, hashed."""
+LINE_SECONDS = 0.03
+"""Between two looks for a place that another worker has freed, while somebody waits for one."""

@@ -1,18 +1,31 @@
 """One answer's way through: an engine's bytes in, the client's bytes out. Pure; no socket, no clock.
 
-Bodies pass verbatim. What is followed is only where the body ends, because that decides whether an answer
-was whole, and both connections' next use depends on it.
+Bodies pass verbatim, but for what `events.py` takes out or adds. What is followed is where the body ends,
+because that decides whether an answer was whole, and both connections' next use depends on it; and what it
+says of its usage.
 """
 
 from __future__ import annotations
 
 from chutes.gateway import limits
-from chutes.gateway.chunked import BadChunk, ChunkScanner
+from chutes.gateway.chunked import BadChunk, ChunkScanner, edit_chunks
+from chutes.gateway.events import (
+    USAGE_BYTES,
+    Usage,
+    hide_usage,
+    read_usage,
+    read_usage_event,
+    twin_events,
+    twin_reasoning,
+)
 from chutes.gateway.heads import AnswerHeads
 from chutes.gateway.http import BadAnswer, ResponseHead
 
 # How a body ends.
-HEAD, NOTHING, LENGTH, CHUNKS, CLOSE = range(5)
+HEAD, NOTHING, LENGTH, CHUNKS, CLOSE, GATHERED = range(6)
+
+USAGE, THOUGHT = b'"usage":{', b'"reasoning'
+"""What makes an event worth a look."""
 
 
 class AnswerRelay:
@@ -36,13 +49,19 @@ class AnswerRelay:
     """The whole answer has been passed on."""
     status = 0
     """What the engine said; 0 until its head has come."""
-    usage = (0, 0, 0)
-    """Prompt, completion and cached tokens, as far as the engine has said."""
+    usage: Usage | None = None
+    """What the engine has said of it so far."""
     event_stream = False
     http_1_0 = False
     """The client knows no chunks."""
     head_only = False
     """The request was HEAD, so whatever its head says, no body follows."""
+    lasting = True
+    """The client wants to use its connection again."""
+    hides_usage = False
+    """The client did not ask for the event at the end of a stream that tells its usage."""
+    twins = False
+    """Thoughts are to be given under both of their names."""
     fields = b""
     """Further header lines for the client, each ending in CRLF."""
     _framing = HEAD
@@ -59,11 +78,11 @@ class AnswerRelay:
         self.request_id = request_id
 
     def again(self) -> AnswerRelay:
-        """A new one for the same client, as nothing of this answer has been passed on."""
-        assert not self.begun
+        """A new one for the same client, which has got nothing of this answer."""
         relay = AnswerRelay(self.heads, self.request_id)
-        relay.keep_alive, relay.http_1_0, relay.head_only = self.keep_alive, self.http_1_0, self.head_only
-        relay.fields = self.fields
+        relay.lasting = relay.keep_alive = self.lasting
+        relay.http_1_0, relay.head_only, relay.fields = self.http_1_0, self.head_only, self.fields
+        relay.hides_usage, relay.twins = self.hides_usage, self.twins
         return relay
 
     def feed(self, data: bytes) -> bytes:
@@ -77,6 +96,8 @@ class AnswerRelay:
             return data
         if self._framing == HEAD:
             return self._head(data)
+        if self._framing == GATHERED:
+            return self._gather(data)
         self.reusable = False  # a body where there must be none
         return b""
 
@@ -132,6 +153,9 @@ class AnswerRelay:
         self.status = head.status
         if not head.keep_alive:
             self.reusable = False
+        self.usage = read_usage(body)
+        if self.twins:
+            body = twin_reasoning(body)
         return b"%bContent-Length: %d\r\nX-Request-Id: %b\r\n%b%b%b" % (
             head.start,
             len(body),
@@ -142,8 +166,7 @@ class AnswerRelay:
         )
 
     def _begin(self, head: ResponseHead, length: int | None) -> bytes:
-        """Decide how the body ends; the head as the client gets it."""
-        self.begun = True
+        """Decide how the body ends; the head as the client gets it, if it gets it now."""
         self.status = head.status
         if not head.keep_alive:
             self.reusable = False
@@ -163,11 +186,16 @@ class AnswerRelay:
             else:
                 framing = b"Transfer-Encoding: chunked\r\n"
         elif length is not None:
-            self._framing = LENGTH
             self._left = length
+            if self.twins and not head.event_stream and length <= limits.GATHERED_BYTES:
+                self._framing = GATHERED  # its length will be another
+                self._gathered = (head, [])
+                return b""
+            self._framing = LENGTH
         else:
             self._framing = CLOSE
             self.reusable = self.keep_alive = False
+        self.begun = True
         return b"%b%bX-Request-Id: %b\r\n%b%b" % (
             head.start,
             framing,
@@ -176,15 +204,26 @@ class AnswerRelay:
             b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n",
         )
 
+    def _gather(self, data: bytes) -> bytes:
+        head, parts = self._gathered
+        if len(data) > self._left:
+            self.reusable = False
+            data = data[: self._left]
+        parts.append(data)
+        self._left -= len(data)
+        return b"" if self._left else self._whole(head, b"".join(parts))
+
     def _counted(self, data: bytes) -> bytes:
         left = self._left - len(data)
-        if left > 0:
-            self._left = left
-            return data
-        self.done = True
         if left < 0:  # more than it announced: nobody knows what the rest belongs to
             self.reusable = False
-            return data[:left]
+            data = data[:left]
+        self._tail = data[-USAGE_BYTES:] if len(data) >= USAGE_BYTES else (self._tail + data)[-USAGE_BYTES:]
+        if left > 0:
+            self._left = left
+        else:
+            self.done = True
+            self.usage = read_usage(self._tail)
         return data
 
     def _chunks(self, data: bytes) -> bytes:
@@ -212,20 +251,40 @@ class AnswerRelay:
         if self._held:
             data = self._held + data
             self._held = b""
+        return self._whole_chunks(data)
+
+    def _hold(self, data: bytes, boundary: int) -> bytes:
+        """Pass on up to the end of the last whole chunk; keep the rest, unless that grows too long."""
+        whole, rest = (
+            (self._held + data[:boundary], data[boundary:]) if boundary else (b"", self._held + data)
+        )
+        self._held = rest
+        if whole:
+            whole = self._whole_chunks(whole)
+        if len(self._held) <= limits.HELD_CHUNK_BYTES and not self._spilled:
+            return whole
+        rest, self._held = self._held, b""
+        self._spilled = True
+        self._tail = rest or whole
+        return whole + rest
+
+    def _whole_chunks(self, data: bytes) -> bytes:
+        """What goes out of whole chunks, of which the first may have gone out in part."""
+        if self.event_stream and not self._spilled and (USAGE in data or (self.twins and THOUGHT in data)):
+            if self.http_1_0:
+                data = self._edited(data)
+            elif self.twins or self.hides_usage:
+                data = edit_chunks(data, self._edited)
+            else:
+                self.usage = read_usage_event(data) or self.usage
         self._spilled = False
         self._tail = data
         return data
 
-    def _hold(self, data: bytes, boundary: int) -> bytes:
-        if boundary:
-            data, rest = self._held + data[:boundary], data[boundary:]
-            self._spilled = False
-        else:
-            data, rest = b"", self._held + data
-        if self._spilled or len(rest) > limits.HELD_CHUNK_BYTES:
-            data, rest = data + rest, b""
-            self._spilled = True
-        self._held = rest
-        if data:
-            self._tail = data
-        return data
+    def _edited(self, events: bytes) -> bytes:
+        """Whole events as the client gets them."""
+        usage = None
+        if self.hides_usage:
+            events, usage = hide_usage(events)
+        self.usage = usage or read_usage_event(events) or self.usage
+        return twin_events(events) if self.twins else events

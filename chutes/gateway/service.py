@@ -6,20 +6,28 @@ table, and it changes as a whole.
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from time import monotonic
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-import msgspec
+from msgspec import UNSET
 
 from chutes import wire
 from chutes.board import Board
 from chutes.gateway import answers, limits
 from chutes.gateway.access import Access, check_expiry, may_invoke
 from chutes.gateway.answers import Answer, Refusal
+from chutes.gateway.balance import prefix_key
 from chutes.gateway.heads import RequestHeads
 from chutes.gateway.http import RequestHead
-from chutes.gateway.routing import MODELS_PATHS, Routes, no_such_path
+from chutes.gateway.routing import MODELS_PATHS, Destination, Resolved, Routes, no_such_path
+from chutes.gateway.scores import Preference, Room, rank
+from chutes.gateway.surface import CHAT_PATHS, COMPLETION_PATHS, Peek, peek, rewrite
 from chutes.gateway.upstream import Group, Upstreams
+
+if TYPE_CHECKING:
+    from chutes.gateway.exchange import Exchange
 
 
 def _forwarded(*names: bytes) -> tuple[tuple[bytes, bytes], ...]:
@@ -33,25 +41,16 @@ FOR_CONTROL = _forwarded(b"Content-Type", b"Accept")
 JSON_BODY = b"Content-Type: application/json\r\n"
 """What a body is that a model was found in, whatever the client calls it: `curl -d` alone calls it a form."""
 
+THINKING = {b"true": True, b"1": True, b"false": False, b"0": False}
+
 STATIC = {b"/": answers.WELCOME, b"/ping": answers.PING, b"/health": answers.HEALTHY}
 MODEL_PREFIXES = tuple(path + b"/" for path in MODELS_PATHS)
-
-
-class Peek(msgspec.Struct):
-    """The top-level fields of a body that concern the gateway; the decoder skips all others unbuilt."""
-
-    model: str
-    stream: Any = None
-    """Not judged here: whether `"stream": "yes"` is an error is for the engine to say."""
-
-
-PEEK = msgspec.json.Decoder(Peek)
 
 
 class Standing:
     """What a table says of a request head, for when the same head comes again."""
 
-    __slots__ = ("fields", "inference", "key", "method", "path", "routes")
+    __slots__ = ("destination", "fields", "inference", "inner", "key", "method", "path", "routes", "thinking")
 
     def __init__(self, routes: Routes, request: RequestHead, key: wire.Key, inference: bool) -> None:
         self.routes = routes
@@ -65,14 +64,35 @@ class Standing:
         self.method = request.method.decode()
         self.path = request.path[: limits.NAME_CHARACTERS].decode()
         """For the record, as `method`."""
+        self.thinking = THINKING.get(request.headers.get(b"x-enable-thinking", b"").lower())
+        """What the header said of it; None: nothing."""
+        self.destination: Destination | None = None
+        """The chute, if host or path names it; else the body does."""
+        self.inner = b""
+        """With a destination: its public path."""
 
 
 class Order:
     """A request as an instance is to get it."""
 
-    __slots__ = ("body", "group", "head", "model", "name", "repeatable", "standing", "stream")
+    # Defaults stand here: most orders leave them.
+    model = ""
+    """As the client spelled it."""
+    stream = False
+    shows_usage = True
+    """The client wants to see the usage that a stream tells at its end."""
+    twins = False
+    """Thoughts in the answer are to be given under both of their names."""
+    prefix: int | None = None
+    """`balance.prefix_key`, if there are instances to choose from."""
+    otherwise: Order | None = None
+    """The same for the next chute of a list."""
+    repeatable = True
+    """Whether an instance that broke off may already have acted, harmlessly."""
 
-    def __init__(self, standing: Standing, group: Group, name: str, head: bytes, body: bytes) -> None:
+    def __init__(
+        self, standing: Standing, group: Group[Exchange], name: str, head: bytes, body: bytes
+    ) -> None:
         self.standing = standing
         self.group = group
         self.name = name
@@ -80,11 +100,6 @@ class Order:
         self.head = head
         """Request line and header lines, without Host, Authorization and X-Request-Id."""
         self.body = body
-        self.model = ""
-        """As the client spelled it."""
-        self.stream = False
-        self.repeatable = True
-        """Whether an instance that broke off may already have acted, harmlessly."""
 
 
 class Service:
@@ -97,7 +112,8 @@ class Service:
     def __init__(self, max_body: int, board: Board | None = None) -> None:
         self.max_body = max_body
         self.heads = RequestHeads()
-        self.upstreams = Upstreams(board or Board(Board.create(rows=1).fd, row=0))
+        self.board = board or Board(Board.create(rows=1).fd, row=0)
+        self.upstreams: Upstreams[Exchange] = Upstreams(self.board)
         self._ready = False
         self._access = Access([])
         self._routes = Routes([])
@@ -105,7 +121,7 @@ class Service:
 
     def swap(self, table: wire.Table) -> None:
         """Serve from this table from the next request on."""
-        self.upstreams.swap(table)
+        self.upstreams.swap(table, monotonic())
         self._access = Access(table.keys)
         self._routes = Routes(table.routes)
         self._all_models = answers.model_list(table.routes)
@@ -122,7 +138,8 @@ class Service:
         if length > self.max_body:
             raise self.too_large()
         method, path = request.method, request.path
-        inference = path in self._routes.inference_paths
+        destination, inner = self._address(request)
+        inference = destination is not None or path in self._routes.inference_paths
         if not inference and method == b"POST" and path.startswith(b"/v1/"):
             inference = not _is_ours(path)
         if inference and method != b"POST":
@@ -140,8 +157,19 @@ class Service:
                 "Use an admin key: `chutes keys create --admin --name NAME`.",
             )
         request.standing = standing = Standing(self._routes, request, key, inference)
+        standing.destination, standing.inner = destination, inner
         self.heads.remember(request)
         return standing
+
+    def _address(self, request: RequestHead) -> tuple[Destination | None, bytes]:
+        """The chute that host or path names, and which of its public paths is meant."""
+        path = request.path
+        destination = self._routes.by_host(request.headers.get(b"host", b""))
+        if destination is not None and not _is_ours(path):
+            return destination, path
+        if path in self._routes.inference_paths or _is_ours(path):
+            return None, path
+        return self._routes.by_path(path) or (None, path)
 
     def serve(self, request: RequestHead, body: bytes, now: float) -> Answer | Order:
         """Decide on a whole request. Raises Refusal.
@@ -187,37 +215,105 @@ class Service:
         )
 
     def _inference(self, request: RequestHead, body: bytes, standing: Standing) -> Order:
+        if standing.destination is not None:
+            return self._addressed(request, body, standing, standing.destination)
         peeked = peek(body)
-        key = standing.key
-        destination = self._routes.find(peeked.model)
-        if destination is None:
-            raise self._routes.no_such_model(peeked.model, key)
-        route = destination.route
-        if not may_invoke(key, route.chute_id):
-            raise Refusal(
-                403,
-                "model_not_allowed",
-                f"This key may not call {route.name!r}.",
-                "GET /v1/models lists what it may call.",
-                param="model",
-            )
-        inner = destination.inner.get(request.path)
+        resolved = self._routes.resolve(peeked.model)
+        if resolved is None:
+            raise self._routes.no_such_model(peeked.model, standing.key)
+        destinations = resolved.destinations
+        if len(destinations) == 1:
+            return self._order(request.path, request.query, body, standing, peeked, destinations[0], resolved)
+        # Those that this key may not call, or that lack the path, are passed over like unknown names.
+        orders: list[tuple[Order, str, Room]] = []
+        now, refusals = monotonic(), []
+        for destination in destinations:
+            try:
+                order = self._order(
+                    request.path, request.query, body, standing, peeked, destination, resolved
+                )
+            except Refusal as refusal:
+                refusals.append(refusal)
+            else:
+                orders.append((order, destination.route.chute_id, order.group.room(now)))
+        if not orders:
+            raise refusals[0]
+        scores = {id_: order.group.score for order, id_, _ in orders}
+        ranked = rank(orders, Preference(resolved.preference), scores)
+        for order, following in pairwise(ranked):
+            order.otherwise = following
+        return ranked[0]
+
+    def _order(
+        self,
+        path: bytes,
+        query: bytes,
+        body: bytes,
+        standing: Standing,
+        peeked: Peek,
+        destination: Destination,
+        resolved: Resolved,
+    ) -> Order:
+        """The order for one chute. Raises Refusal."""
+        route, key = destination.route, standing.key
+        if key.chute_ids is not None and route.chute_id not in key.chute_ids:
+            raise _not_allowed(route)
+        inner = destination.inner.get(path)
         if inner is None:
-            raise no_such_path(request.path, route)
-        group = self.upstreams.group(route.chute_id)
-        if not group.instances:
-            raise answers.not_ready(route, limits.RETRY_AFTER_SECONDS)
-        head = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n" % (
-            inner,
-            request.query,
-            standing.fields,
-            len(body),
+            raise no_such_path(path, route)
+        thinking = True if resolved.thinking else standing.thinking
+        chat = inner in CHAT_PATHS
+        body, shows_usage = rewrite(
+            body,
+            peeked,
+            model=route.name,
+            capabilities=route.capabilities,
+            thinking=thinking,
+            chat=chat,
+            completions=chat or inner in COMPLETION_PATHS,
         )
+        head = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n" % (inner, query, standing.fields, len(body))
+        group = self.upstreams.group(route.chute_id)
         order = Order(standing, group, route.name, head, body)
         order.model = peeked.model
         if peeked.stream is True:
             order.stream = True
+            if not shows_usage:
+                order.shows_usage = False
+        if chat and "reasoning" in route.capabilities:
+            order.twins = True
+        if len(group.instances) > 1:
+            said = peeked.prompt if peeked.messages is UNSET else peeked.messages
+            if said is not UNSET:
+                order.prefix = prefix_key(bytes(said))
         return order
+
+    def _addressed(
+        self, request: RequestHead, body: bytes, standing: Standing, destination: Destination
+    ) -> Order:
+        """For a chute that host or path named: its body may be anything, but what is for an engine is
+        treated as everywhere."""
+        path = standing.inner
+        inner = destination.inner.get(path)
+        route = destination.route
+        if inner in COMPLETION_PATHS or (path in self._routes.inference_paths and _is_json(request)):
+            try:
+                peeked = peek(body)
+            except Refusal as refusal:
+                if refusal.code != "invalid_model":
+                    raise
+            else:
+                return self._order(
+                    path, request.query, body, standing, peeked, destination, Resolved((destination,))
+                )
+        if not may_invoke(standing.key, route.chute_id):
+            raise _not_allowed(route)
+        if inner is None:
+            raise no_such_path(path, route)
+        kind = b"Content-Type: %b\r\n" % request.headers.get(b"content-type", b"application/octet-stream")
+        fields = standing.fields.removeprefix(JSON_BODY) + kind
+        head = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n" % (inner, request.query, fields, len(body))
+        return Order(standing, self.upstreams.group(route.chute_id), route.name, head, body)
 
     def _from_memory(self, request: RequestHead, now: float) -> Answer:
         path = request.path
@@ -238,33 +334,6 @@ class Service:
         return answers.model(destination.route)
 
 
-def peek(body: bytes) -> Peek:
-    """Read `model` and `stream` from a body, in one pass that builds nothing else.
-
-    Raises:
-        Refusal: 400; says where the JSON goes wrong, or which field does.
-    """
-    try:
-        return PEEK.decode(body)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        if "`model`" in text or "$.model" in text:
-            what = "'model' must be a string." if "$.model" in text else "The body has no 'model'."
-            raise Refusal(
-                400, "invalid_model", what, "GET /v1/models lists the models.", param="model"
-            ) from None
-        raise Refusal(400, "invalid_json", "The body must be a JSON object.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if isinstance(error, UnicodeDecodeError):  # its own text would quote the body
-            text = "a string is not UTF-8"
-        elif isinstance(error, RecursionError):
-            text = "it is nested too deeply"
-        else:
-            text = str(error).removeprefix("JSON is malformed: ")
-            text = text.replace("Input data was truncated", f"it ends too early (byte {len(body)})")
-        raise Refusal(400, "invalid_json", f"The body is not valid JSON: {text}.") from None
-
-
 def _is_ours(path: bytes) -> bool:
     """Whether this path is answered from memory."""
     return path in STATIC or path in MODELS_PATHS or path.startswith(MODEL_PREFIXES)
@@ -273,6 +342,20 @@ def _is_ours(path: bytes) -> bool:
 def _fields(request: RequestHead, names: tuple[tuple[bytes, bytes], ...]) -> bytes:
     headers = request.headers
     return b"".join(form % headers[name] for name, form in names if name in headers)
+
+
+def _is_json(request: RequestHead) -> bool:
+    return b"json" in request.headers.get(b"content-type", b"json")
+
+
+def _not_allowed(route: wire.Route) -> Refusal:
+    return Refusal(
+        403,
+        "model_not_allowed",
+        f"This key may not call {route.name!r}.",
+        "GET /v1/models lists what it may call.",
+        param="model",
+    )
 
 
 def _wrong_method(allowed: bytes) -> Refusal:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class Waits(Protocol):
     """What a group asks of a request that waits in its line."""
 
-    prefix: int | None
+    @property
+    def prefix(self) -> int | None:
+        """`balance.prefix_key`, if it matters."""
 
     def proceed(self, instance: Instance) -> None:
         """There is a place; go on."""
@@ -77,11 +79,11 @@ class Instance:
         "chute_id",
         "fields",
         "heads",
-        "last_report",
         "health",
+        "last_report",
+        "retired",
         "seed",
         "since",
-        "retired",
         "upstream",
     )
 
@@ -168,7 +170,7 @@ class Group(Generic[Waiter]):
         line: where requests wait; `serve` takes them out of it.
     """
 
-    __slots__ = ("_newest", "_turn", "chute_id", "instances", "line", "route", "score")
+    __slots__ = ("_newest", "_turn", "chute_id", "instances", "line", "route", "score", "woken")
 
     def __init__(self, chute_id: str | None, line: Waiting[Waiter]) -> None:
         self.chute_id = chute_id
@@ -177,6 +179,8 @@ class Group(Generic[Waiter]):
         self.route: wire.Route | None = None
         """As the last table had it."""
         self.score = UNSCORED
+        self.woken = -1
+        """Tick of the last `Wake` for it."""
         self._turn = 0
         self._newest = 0.0
         """When the newest of several instances came."""
@@ -196,13 +200,13 @@ class Group(Generic[Waiter]):
         if len(instances) == 1 and not avoid:
             only = instances[0]
             return only if capacity is None or only.in_flight < capacity else None
-        usable = breaker.usable([instance.health for instance in instances], now)
-        if usable is not None:
-            instances = [instances[index] for index in usable]
         if avoid:
             instances = [instance for instance in instances if instance not in avoid]
         if not instances:
             return None
+        usable = breaker.usable([instance.health for instance in instances], now)
+        if usable:
+            instances = [instances[index] for index in usable]
         self._turn += 1
         weights = None
         if now - self._newest < limits.RAMP_SECONDS:

@@ -95,7 +95,7 @@ class Worker:
         # Ctrl-C reaches the whole process group; control decides what it means, and tells us.
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)
         await self._loop.create_connection(lambda: self._channel, sock=channel)
-        tasks = [self._loop.create_task(self._sweep()), self._loop.create_task(self._flush())]
+        tasks = [self._loop.create_task(each()) for each in (self._sweep, self._flush, self._serve_lines)]
         await self._ended.wait()
         for task in tasks:
             task.cancel()
@@ -150,6 +150,12 @@ class Worker:
         while True:
             await asyncio.sleep(limits.FLUSH_SECONDS)
             self._clients.meter.flush()
+
+    async def _serve_lines(self) -> None:
+        """Other workers free places without telling us."""
+        while True:
+            await asyncio.sleep(limits.LINE_SECONDS)
+            self._service.upstreams.serve(self._loop.time())
 
     def _stop(self) -> None:
         self._ended.set()

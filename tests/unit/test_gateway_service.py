@@ -13,9 +13,11 @@ from chutes import wire
 from chutes.board import Board
 from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import least_loaded
+from chutes.gateway.exchange import Exchange
 from chutes.gateway.http import parse_request_head
-from chutes.gateway.service import Order, Service, peek
-from chutes.gateway.upstream import Upstreams
+from chutes.gateway.service import Order, Service
+from chutes.gateway.surface import peek
+from chutes.gateway.upstream import Upstreams, hopeless
 
 PATHS = {
     "/v1/chat/completions": "/v1/chat/completions",
@@ -153,12 +155,16 @@ def test_an_unknown_model_is_told_of_near_ones_that_the_key_may_call(service: Se
     assert len(refused(service, model="x" * 900).message) < 200
 
 
-@pytest.mark.parametrize("model", ["id-alpha-twin", "org/Broken"])
-def test_a_chute_without_instances(service: Service, model: str) -> None:
-    refusal = refused(service, model=model)
+def test_a_chute_without_instances_is_waited_for_unless_it_has_failed(service: Service) -> None:
+    starting, broken = ask(service, model="id-alpha-twin"), ask(service, model="org/Broken")
+    assert isinstance(starting, Order)
+    assert isinstance(broken, Order)
+    assert hopeless(starting.group.route) is None
+    refusal = hopeless(broken.group.route)
+    assert refusal is not None
     assert (refusal.status, refusal.code) == (503, "chute_not_ready")
-    assert refusal.message.startswith("It is ")
-    assert (b"Retry-After" in refusal.headers) is (model != "org/Broken")
+    assert refusal.headers == b"x-should-retry: false\r\n"
+    assert "It is failed." in refusal.message
 
 
 @pytest.mark.parametrize(
@@ -292,16 +298,17 @@ def test_equals_take_turns() -> None:
 
 
 def test_a_swap_keeps_the_instances_that_stay() -> None:
-    upstreams = Upstreams(Board(Board.create(rows=1).fd, row=0))
+    upstreams: Upstreams[Exchange] = Upstreams(Board(Board.create(rows=1).fd, row=0))
     a, b, c = upstream("a"), upstream("b"), upstream("c")
-    upstreams.swap(wire.Table([route("m", "m", a, b)], []))
+    upstreams.swap(wire.Table([route("m", "m", a, b)], []), 1.0)
     group = upstreams.group("m")
     old_a, old_b = group.instances
     old_b.begin()
-    upstreams.swap(wire.Table([route("m", "m", b, c)], []))
+    upstreams.swap(wire.Table([route("m", "m", b, c)], []), 2.0)
     assert upstreams.group("m") is group
     assert group.instances[0] is old_b
-    assert (old_b.load, old_a.retired) == (1, True)
-    upstreams.swap(wire.Table([], []))
+    assert (old_b.in_flight, old_a.retired) == (1, True)
+    assert group.instances[1].since == 2.0, "new, so eased in"
+    upstreams.swap(wire.Table([], []), 3.0)
     assert old_b.retired
     assert group.instances == []
