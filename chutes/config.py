@@ -45,7 +45,9 @@ KNOBS: dict[str, Knob] = {
     "usage_days": Knob("CHUTES_USAGE_DAYS", "usage", "days", "30", "days that single requests are kept"),
     "usage_rows": Knob("CHUTES_USAGE_ROWS", "usage", "rows", "2000000", "single requests kept at most"),
     "access_log": Knob("CHUTES_ACCESS_LOG", "usage", "access_log", "1", "1: log every request; 0: do not"),
-    "metrics_port": Knob("CHUTES_METRICS_PORT", "metrics", "port", "0", "loopback port without keys; 0: none"),
+    "metrics_port": Knob(
+        "CHUTES_METRICS_PORT", "metrics", "port", "0", "loopback port without keys; 0: none"
+    ),
     "otel_endpoint": Knob("CHUTES_OTEL_ENDPOINT", "metrics", "otel_endpoint", "", "where spans are sent"),
     "profiles": Knob("CHUTES_HARDWARE_PROFILES", "paths", "hardware_profiles", "", "hardware_profiles.yaml"),
 }

@@ -31,9 +31,9 @@ class Limits(BaseModel):
 
     expires_at: float | None = None
     """Unix seconds."""
-    requests_per_minute: int | None = Field(None, ge=1, le=MAX_LIMIT)
-    tokens_per_minute: int | None = Field(None, ge=1, le=MAX_LIMIT)
-    concurrency: int | None = Field(None, ge=1, le=MAX_LIMIT)
+    requests_per_minute: int | None = Field(default=None, ge=1, le=MAX_LIMIT)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=MAX_LIMIT)
+    concurrency: int | None = Field(default=None, ge=1, le=MAX_LIMIT)
 
     @property
     def counted(self) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from chutes.exception import InvalidSpec
 from chutes.wire import Price
 
+FREE = Price()
 MAX_ALIASES = 1000
 MAX_PRICE = 10_000.0  # dollars per million tokens; beyond it, somebody gave a price per token
 
@@ -27,7 +28,7 @@ class Listing:
     """What clients see of a chute whatever version of it runs."""
 
     slug: str = ""
-    price: Price = Price()
+    price: Price = FREE
     aliases: list[str] = field(default_factory=list)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ class Metrics:
             slot = self._platform.slot_of(instance.id)
             if not instance.phase.over:
                 phases[name, str(instance.phase)] = phases.get((name, str(instance.phase)), 0) + 1
-            if slot is not None and instance.phase == Phase.READY:
+            if slot is not None and instance.phase in (Phase.READY, Phase.DRAINING):
                 in_flight.add_metric([name, instance.id], board.total(slot))
                 queued.add_metric([name, instance.id], board.total(QUEUED_AT + slot))
         for labelled, count in phases.items():
@@ -180,7 +181,7 @@ class Metrics:
             "chutes_process_cpu_seconds", "Their time on processors.", labels=["process"]
         )
         pids = {f"worker-{row}": pid for row, pid in self._platform.workers.pid_by_row().items()}
-        for name, pid in {"control": psutil.Process().pid, **pids}.items():
+        for name, pid in {"control": os.getpid(), **pids}.items():
             with contextlib.suppress(psutil.Error):  # it may just have ended
                 process = psutil.Process(pid)
                 with process.oneshot():

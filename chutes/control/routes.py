@@ -10,8 +10,8 @@ from chutes.engine.lifecycle import Phase
 from chutes.wire import Key, Route, Table, Upstream
 
 OWN_PATHS = {
-    "aliases", "api_keys", "chutes", "health", "instances", "metrics", "models", "ping", "prices", "shutdown",
-    "usage",
+    "api_keys", "chutes", "health", "instances", "metrics", "model_aliases", "models", "ping", "prices",
+    "shutdown", "usage",
 }  # fmt: skip
 """First segments of the platform's own paths."""
 

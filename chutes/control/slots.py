@@ -50,7 +50,7 @@ class Slots:
             elif name not in self._full_for:
                 self._full_for.add(name)
                 log.error(
-                    "%s %s cannot be used: all %s places on the gateway's board are taken; remove some others",
+                    "%s %s cannot be used: all %s places on the gateway's board are taken; remove others",
                     self._what, name, self._count,
                 )  # fmt: skip
 

@@ -87,7 +87,9 @@ def start(endpoint: str) -> Tracing | None:
                 "CHUTES_OTEL_ENDPOINT is set, but OpenTelemetry is not installed.",
                 f"{FIX}, or unset it.",
             ) from None
-        log.warning("%s is set, but requests are not traced: OpenTelemetry is not installed. %s", STANDARD, FIX)
+        log.warning(
+            "%s is set, but requests are not traced: OpenTelemetry is not installed. %s", STANDARD, FIX
+        )
         return None
     exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces" if endpoint else None)
     name = os.environ.get("OTEL_SERVICE_NAME", "chutes")

@@ -63,6 +63,7 @@ _INSERT = (
     f"INSERT INTO requests ({', '.join(RECORD_COLUMNS)}, ended, cost)"
     f" VALUES ({', '.join('?' * (len(RECORD_COLUMNS) + 2))})"
 )
+_FREE = Price()
 SUMS = ("requests", "errors", "prompt_tokens", "completion_tokens", "cached_tokens", "duration", "cost")
 _ADD = (
     f"INSERT INTO hours VALUES (?, ?, ?, ?, {', '.join('?' * len(SUMS))})"
@@ -137,10 +138,9 @@ class UsageStore:
         rows: list[tuple[object, ...]] = []
         sums: dict[tuple[int, str, str, int], list[float]] = {}
         used: dict[str, float] = {}
-        free = Price()
         for record in records:
             ended = record.started + record.duration
-            dollars = cost(record, prices.get(record.chute_id, free))
+            dollars = cost(record, prices.get(record.chute_id, _FREE))
             rows.append((*msgspec.structs.astuple(record), ended, dollars))
             key = (int(ended) // HOUR * HOUR, record.key_id, record.chute_id, record.status)
             total = sums.get(key)

@@ -209,9 +209,7 @@ def _percentiles(
     return {key: (p50, p95) for key, p50, p95 in rows}
 
 
-def _item(
-    group: str, name: str, sums: list[float], ttft: tuple[float | None, float | None]
-) -> UsageItem:
+def _item(group: str, name: str, sums: list[float], ttft: tuple[float | None, float | None]) -> UsageItem:
     requests, errors, prompt, completion, cached, duration, cost = sums
     return UsageItem(
         group=group,

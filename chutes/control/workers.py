@@ -97,7 +97,7 @@ class Ears(Protocol):
     def wake(self, chute_id: str) -> None: ...
 
     def usage(self, message: bytes | Usage) -> None:
-        """Requests that have ended: the message's line as it came, which may be read later, or the message."""
+        """Requests that have ended: the message, or its line as it came, to be read later."""
         ...
 
 

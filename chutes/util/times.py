@@ -25,7 +25,7 @@ def before(text: str, now: float) -> float:
 
 
 def after(text: str, now: float) -> float:
-    """Unix seconds of `30d` (from now) or of a date's last moment: a day named is a day meant. Raises UsageError."""
+    """Unix seconds of `30d` (from now) or of a date's last moment. Raises UsageError."""
     ahead = span(text)
     if ahead is not None:
         return now + ahead
