@@ -176,18 +176,34 @@ class Meter:
             if news:
                 try:
                     self._store.know(news)
-                except sqlite3.Error:
+                except sqlite3.OperationalError:
                     with self.lock:
                         self._news = {**news, **self._news}
                     raise
             if self._unwritten:
-                self._store.add(self._unwritten, self.prices)
+                self._add()
                 self._unwritten = []
-        except sqlite3.Error as error:
+        except sqlite3.OperationalError as error:
             self._complain("write", f"usage cannot be written to {self._store.path}: {error}")
             if len(self._unwritten) > MAX_UNWRITTEN:
                 self._lose(self._unwritten[:-MAX_UNWRITTEN], "the store cannot be written to")
                 self._unwritten = self._unwritten[-MAX_UNWRITTEN:]
+
+    def _add(self) -> None:
+        try:
+            self._store.add(self._unwritten, self.prices)
+        except sqlite3.OperationalError:  # the disk; another time
+            raise
+        except Exception:
+            # One of them cannot be kept, an engine that counts beyond 63 bits say: not all for its sake.
+            for number, record in enumerate(self._unwritten):
+                try:
+                    self._store.add([record], self.prices)
+                except sqlite3.OperationalError:
+                    self._unwritten = self._unwritten[number:]
+                    raise
+                except Exception as error:
+                    self._lose([record], f"one cannot be kept: {error}")
 
     def _lose(self, records: Sequence[Record], why: str) -> None:
         self.lost += len(records)
