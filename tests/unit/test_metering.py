@@ -245,19 +245,21 @@ class Collector(http.server.ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, bytes]] = []
+        super().__init__(("127.0.0.1", 0), CollectorHandler)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(handler) -> None:  # noqa: N805
-                body = handler.rfile.read(int(handler.headers["Content-Length"]))
-                body = gzip.decompress(body) if handler.headers.get("Content-Encoding") == "gzip" else body
-                self.requests.append((handler.path, body))
-                handler.send_response(200)
-                handler.end_headers()
 
-            def log_message(handler, *_: object) -> None:  # noqa: N805
-                pass
+class CollectorHandler(http.server.BaseHTTPRequestHandler):
+    server: Collector  # pyright: ignore[reportIncompatibleVariableOverride]
 
-        super().__init__(("127.0.0.1", 0), Handler)
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        self.server.requests.append((self.path, body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 @pytest.fixture
