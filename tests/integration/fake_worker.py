@@ -21,8 +21,8 @@ from chutes.board import Board
 
 def record(number: int) -> wire.Record:
     return wire.Record(
-        f"r{number}", "k1", "c1", "i1", "POST", "/v1/chat/completions", "m", 200, "", time.time(), 0.0, 0.1, 0.2,
-        10, 5, 0, 6, 0, True,
+        f"r{number}", "k1", "c1", "i1", "POST", "/v1/chat/completions", "m", 200, "", time.time(), 0.0, 0.1,
+        0.2, 10, 5, 0, 6, 0, True,
     )  # fmt: skip
 
 
