@@ -82,18 +82,25 @@ async def test_a_message_that_is_none_does_no_harm(
     assert query(config.usage_database, time.time(), "1h").sum.requests == 4
 
 
+async def heard_wakes(made: Platform, count: int) -> dict[str, int]:
+    """Wakes by what they name, once there are as many as this."""
+    deadline = time.monotonic() + 10
+    wakes: dict[str, int] = {}
+    while sum(wakes.values()) < count:
+        assert time.monotonic() < deadline, wakes
+        await asyncio.sleep(0.05)
+        with made.meter.lock:
+            wakes = {id_: chute.wakes for id_, chute in made.meter.counts.chutes.items() if chute.wakes}
+    return wakes
+
+
 async def test_a_replaced_worker_gets_a_clean_row(config: Config) -> None:
     async with running(config) as made:
-        first = made.workers.pid_by_row()[0]
+        await heard_wakes(made, 2)
         assert made.workers.board.total(7) == 2
-        os.kill(first, signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        wakes: dict[str, int] = {}
-        while sum(wakes.values()) < 3:
-            assert time.monotonic() < deadline, wakes
-            await asyncio.sleep(0.05)
-            with made.meter.lock:
-                wakes = {id_: chute.wakes for id_, chute in made.meter.counts.chutes.items() if chute.wakes}
+        os.kill(made.workers.pid_by_row()[0], signal.SIGKILL)
+        wakes = await heard_wakes(made, 3)
+        assert made.workers.board.total(7) == 2
     assert wakes == {"row-0-saw-0": 2, "row-1-saw-0": 1}, "neither found what another had left"
 
 
