@@ -23,6 +23,7 @@ from chutes.wire import Upstream, key_digest
 from tests.unit.test_reconcile import deployment
 
 CONTROL = Upstream("control", "127.0.0.1", 1, "token")
+SLOTS = {"i1": 5}
 
 
 def test_a_key_has_the_published_form_and_only_its_digest_is_kept() -> None:
@@ -100,15 +101,15 @@ def world_with(*reports: Report) -> World:
 
 
 def test_only_ready_instances_are_in_the_table() -> None:
-    route = table(world_with(), [], CONTROL).routes[0]
+    route = table(world_with(), [], CONTROL, {}, SLOTS).routes[0]
     assert route.upstreams == []
     assert "starting (preparing)" in route.detail
     assert route.paths == {"/v1/chat/completions": "/v1/chat/completions"}
     ready = Report("i1", Phase.READY, endpoint=Endpoint("127.0.0.1", 20001, "secret"), max_model_len=8192)
-    route = table(world_with(ready), [], CONTROL).routes[0]
-    assert route.upstreams == [Upstream("i1", "127.0.0.1", 20001, "secret")]
+    route = table(world_with(ready), [], CONTROL, {}, SLOTS).routes[0]
+    assert route.upstreams == [Upstream("i1", "127.0.0.1", 20001, "secret", slot=5)]
     assert route.max_model_len == 8192
-    route = table(world_with(ready, Report("i1", Phase.DRAINING)), [], CONTROL).routes[0]
+    route = table(world_with(ready, Report("i1", Phase.DRAINING)), [], CONTROL, {}, SLOTS).routes[0]
     assert route.upstreams == []
 
 
@@ -118,18 +119,22 @@ def test_no_cord_takes_the_platforms_own_paths() -> None:
         name = path.replace("/", "_")
         chute.spec.cords.append(CordSpec(function=name, path=path, passthrough=True, public_api_path=path))
     world, _ = step(World(), Deployed(chute), 0.0, lambda: "i1")
-    assert list(table(world, [], CONTROL).routes[0].paths) == ["/v1/chat/completions"]
+    assert list(table(world, [], CONTROL, {}, SLOTS).routes[0].paths) == ["/v1/chat/completions"]
 
 
 def test_progress_alone_does_not_change_the_table() -> None:
-    first = table(world_with(Report("i1", Phase.FETCHING, "a", 1, 10)), [], CONTROL)
-    second = table(world_with(Report("i1", Phase.FETCHING, "b", 2, 10)), [], CONTROL)
+    first = table(world_with(Report("i1", Phase.FETCHING, "a", 1, 10)), [], CONTROL, {}, SLOTS)
+    second = table(world_with(Report("i1", Phase.FETCHING, "b", 2, 10)), [], CONTROL, {}, SLOTS)
     assert first == second
 
 
 def test_a_failure_is_told_to_clients() -> None:
     route = table(
-        world_with(Report("i1", Phase.FAILED, reason=Reason("No room.", fatal=True))), [], CONTROL
+        world_with(Report("i1", Phase.FAILED, reason=Reason("No room.", fatal=True))),
+        [],
+        CONTROL,
+        {},
+        SLOTS,
     ).routes[0]
     assert "has failed: No room." in route.detail
     assert route.phase == "failed"
