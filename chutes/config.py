@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import configparser
 import getpass
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ KNOBS: dict[str, Knob] = {
     "host": Knob("CHUTES_HOST", "serve", "host", "127.0.0.1", "address the gateway listens on"),
     "port": Knob("CHUTES_PORT", "serve", "port", "8000", "port the gateway listens on"),
     "workers": Knob("CHUTES_WORKERS", "serve", "workers", "", "gateway processes; default: one per 4 cores"),
+    "no_auth": Knob("CHUTES_NO_AUTH", "serve", "no_auth", "0", "1: no keys, on a loopback address only"),
     "max_body_mib": Knob("CHUTES_MAX_BODY_MIB", "serve", "max_body_mib", "32", "largest request body"),
     "usage_days": Knob("CHUTES_USAGE_DAYS", "usage", "days", "30", "days that single requests are kept"),
     "usage_rows": Knob("CHUTES_USAGE_ROWS", "usage", "rows", "2000000", "single requests kept at most"),
@@ -72,6 +74,7 @@ class Config:
     access_log: bool = True
     metrics_port: int = 0
     otel_endpoint: str = ""
+    no_auth: bool = False
 
     @property
     def engines(self) -> Path:
@@ -117,6 +120,7 @@ class Config:
             "access_log": str(int(self.access_log)),
             "metrics_port": str(self.metrics_port),
             "otel_endpoint": self.otel_endpoint,
+            "no_auth": str(int(self.no_auth)),
         }
         return {KNOBS[name].env: value for name, value in values.items() if value}
 
@@ -159,7 +163,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         )
     cache = text("cache")
     profiles = text("profiles")
-    return Config(
+    config = Config(
         home=home,
         cache=Path(cache).expanduser().absolute() if cache else home / "cache",
         api_url=text("api_url").rstrip("/"),
@@ -175,7 +179,29 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         access_log=bool(number("access_log", 0, 1)),
         metrics_port=number("metrics_port", 0, 65535),
         otel_endpoint=text("otel_endpoint"),
+        no_auth=bool(number("no_auth", 0, 1)),
     )
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """What must hold between settings. Raises NotConfigured."""
+    if config.no_auth and not is_loopback(config.host):
+        raise NotConfigured(
+            f"Without keys the gateway may only listen on this machine, not on {config.host}.",
+            f"Leave --no-auth and {KNOBS['no_auth'].env} out, or set {KNOBS['host'].env}=127.0.0.1.",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or the name of one, can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def default_workers(cores: int) -> int:

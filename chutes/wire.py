@@ -97,6 +97,8 @@ class Table(msgspec.Struct, frozen=True):
     keys: list[Key]
     control: Upstream | None = None
     """Where requests that are not inference go, for admin keys."""
+    anonymous: Key | None = None
+    """Who a request from this machine is that has no known key; None: refused."""
 
 
 class Publish(msgspec.Struct, frozen=True, tag="table"):

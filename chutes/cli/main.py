@@ -36,11 +36,14 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port to listen on.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Gateway processes.")] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Ask for no keys; on this machine only.")
+    ] = False,
 ) -> None:
     """Run the platform in the foreground."""
     from chutes.cli import platform
 
-    platform.serve(host, port, workers)
+    platform.serve(host, port, workers, no_auth)
 
 
 @app.command()
@@ -96,6 +99,14 @@ def delete(name: Name, yes: Yes = False, json: Json = False) -> None:
     from chutes.cli import platform
 
     platform.delete(name, yes, json)
+
+
+@app.command()
+def sleep(name: Name, json: Json = False) -> None:
+    """Stop a chute's instance until somebody asks for it: its devices are free, its name stays."""
+    from chutes.cli import platform
+
+    platform.sleep(name, json)
 
 
 @app.command()

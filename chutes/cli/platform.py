@@ -25,7 +25,7 @@ WHAT_CHARACTERS = 100  # a reason in full is in `ps --json` and in the logs
 DOWN_SECONDS = 60.0
 
 
-def serve(host: str | None, port: int | None, workers: int | None) -> None:
+def serve(host: str | None, port: int | None, workers: int | None, no_auth: bool) -> None:
     from chutes.control.serve import serve as run_platform  # the web server, which no other command needs
 
     config = settings.load()
@@ -34,7 +34,9 @@ def serve(host: str | None, port: int | None, workers: int | None) -> None:
         host=host or config.host,
         port=config.port if port is None else port,
         workers=config.workers if workers is None else workers,
+        no_auth=no_auth or config.no_auth,
     )
+    settings.check(config)
     run_platform(config, lambda url: output.note(f"Serving on {url} (Ctrl-C stops it)."), sys.stderr.isatty())
 
 
@@ -102,6 +104,15 @@ def logs(name: str, follow: bool, lines: int) -> None:
         ):
             sys.stdout.write(text)
             sys.stdout.flush()
+
+
+def sleep(name: str, as_json: bool) -> None:
+    platform = client.connect(settings.load())
+    view = platform.call("POST", client.named("chutes", name) + "/sleep")
+    if as_json:
+        output.document(view)
+    else:
+        output.note(f"{view['name']} sleeps; the next request for it starts it again and waits.")
 
 
 def delete(name: str, yes: bool, as_json: bool) -> None:

@@ -140,6 +140,14 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
     async def instances() -> list[InstanceView]:
         return [InstanceView.of(instance) for instance in platform.world.instances.values()]
 
+    @app.post("/chutes/{name:path}/sleep")
+    async def sleep(name: str) -> ChuteView:
+        return view(await platform.sleep(name))
+
+    @app.post("/chutes/{name:path}/wake")
+    async def wake(name: str) -> ChuteView:
+        return view(await platform.wake_up(name))
+
     @app.get("/chutes/{name:path}")
     async def chute(name: str) -> ChuteView:
         return view(platform.find(name))

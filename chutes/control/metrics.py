@@ -157,7 +157,9 @@ class Metrics:
     def _now(self) -> Iterator[Metric]:
         labels = ["chute", "instance"]
         in_flight = GaugeMetricFamily("chutes_in_flight", "Requests that an instance has now.", labels=labels)
-        queued = GaugeMetricFamily("chutes_queued", "Requests that wait in the gateway now.", labels=labels)
+        queued = GaugeMetricFamily(
+            "chutes_queued", "Requests that wait in the gateway now.", labels=["chute"]
+        )
         states = GaugeMetricFamily("chutes_instances", "Instances by phase.", labels=["chute", "phase"])
         board = self._platform.workers.board
         phases: dict[tuple[str, str], int] = {}
@@ -168,7 +170,10 @@ class Metrics:
                 phases[name, str(instance.phase)] = phases.get((name, str(instance.phase)), 0) + 1
             if slot is not None and instance.phase in (Phase.READY, Phase.DRAINING):
                 in_flight.add_metric([name, instance.id], board.total(slot))
-                queued.add_metric([name, instance.id], board.total(QUEUED_AT + slot))
+        for chute_id in self._platform.world.deployments:
+            slot = self._platform.queue_slot_of(chute_id)
+            if slot is not None:
+                queued.add_metric([self._name(chute_id)], board.total(QUEUED_AT + slot))
         for labelled, count in phases.items():
             states.add_metric(labelled, count)
         yield from (in_flight, queued, states)

@@ -30,8 +30,10 @@ from chutes.control.reconcile import (
     Effect,
     Event,
     Instance,
+    Slept,
     Start,
     Tick,
+    Woken,
     World,
     step,
 )
@@ -54,6 +56,10 @@ TICK_SECONDS = 0.5  # the grain of restart delays
 class _Submitted:
     event: Event
     done: asyncio.Future[None] | None
+
+
+ANYBODY = Key("anybody", "", admin=False)
+"""Who a request without a key is where no key is asked for. May call models, not manage the platform."""
 
 
 class Platform:
@@ -80,6 +86,7 @@ class Platform:
         self._control = control
         self._events: asyncio.Queue[_Submitted] = asyncio.Queue()
         self._instance_slots = slots.for_instances()
+        self._chute_slots = slots.for_chutes()
         self._key_slots = slots.for_keys()
         self._keys: list[Key] = []
         self._published: Table | None = None
@@ -138,6 +145,19 @@ class Platform:
         await self.submit(Deleted(deployment.chute_id))
         self.listings = {id_: known for id_, known in self.listings.items() if id_ != deployment.chute_id}
         log.info("deleted %s", deployment.spec.name)
+        return deployment
+
+    async def sleep(self, name: str) -> Deployment:
+        """Give the devices of a chute back until somebody asks for it."""
+        deployment = self.find(name)
+        await self.submit(Slept(deployment.chute_id))
+        log.info("%s sleeps until it is asked for", deployment.spec.name)
+        return deployment
+
+    async def wake_up(self, name: str) -> Deployment:
+        """Start a chute that sleeps, before anybody asks for it."""
+        deployment = self.find(name)
+        await self.submit(Woken(deployment.chute_id))
         return deployment
 
     def create_key(
@@ -260,11 +280,18 @@ class Platform:
     def _table(self) -> Table:
         # A number is kept until nothing of the instance is left: workers may still be counting on it.
         self._instance_slots.keep(i.id for i in self.world.instances.values() if not i.phase.over)
-        return table(self.world, self._keys, self._control, self.listings, self._instance_slots.of)
+        self._chute_slots.keep(self.world.deployments)
+        taken = {**self._instance_slots.of, **self._chute_slots.of}
+        anonymous = ANYBODY if self.config.no_auth else None
+        return table(self.world, self._keys, self._control, self.listings, taken, anonymous)
 
     def slot_of(self, instance_id: str) -> int | None:
         """Where the board counts an instance's requests."""
         return self._instance_slots.of.get(instance_id)
+
+    def queue_slot_of(self, chute_id: str) -> int | None:
+        """Where the board counts those who wait for a chute."""
+        return self._chute_slots.of.get(chute_id)
 
     def _keys_changed(self) -> None:
         self._read_keys()
@@ -306,8 +333,9 @@ class Platform:
         log.warning("instance %s broke off: %s", lost.instance_id, lost.error)
 
     def wake(self, chute_id: str) -> None:
-        # No chute is put to sleep yet.
-        self.meter.woke(chute_id)
+        if chute_id in self.world.asleep:  # workers may all say so, and again before they see a new table
+            self.meter.woke(chute_id)
+            self._events.put_nowait(_Submitted(Woken(chute_id), None))
 
     def usage(self, message: bytes | Usage) -> None:
         self.meter.take(message)

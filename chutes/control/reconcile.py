@@ -4,9 +4,10 @@ Everything that the platform knows of deployments and instances is one `World`, 
 else. The loop in `platform.py` feeds events in and carries effects out; tests do the same with no
 process, clock or socket.
 
-One instance per deployment, started on deploy: the loop that acts on `max_instances`,
-`scaling_threshold` and `shutdown_after_seconds` is not here yet. A new version replaces the old one by
-stopping it first, because two of them rarely fit on the devices at once.
+One instance per deployment, started on deploy, stopped by `chutes sleep` and started again by the first
+request: the loop that acts on `max_instances`, `scaling_threshold` and `shutdown_after_seconds` is not here
+yet. A new version replaces the old one by stopping it first, because two of them rarely fit on the devices
+at once.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class World:
     """Times of failures by chute id, since the last instance that had proven itself."""
     given_up: frozenset[str] = frozenset()
     """Chutes whose last failure would come back, or came back too often. A new deploy tries again."""
+    asleep: frozenset[str] = frozenset()
+    """Chutes that hold no device until somebody asks for them."""
     closing: bool = False
 
     def of(self, chute_id: str) -> list[Instance]:
@@ -106,6 +109,20 @@ class Deleted:
 
 
 @dataclass(frozen=True)
+class Slept:
+    """A chute is to give its devices back until somebody asks for it."""
+
+    chute_id: str
+
+
+@dataclass(frozen=True)
+class Woken:
+    """Somebody asks for a chute."""
+
+    chute_id: str
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -115,7 +132,7 @@ class Closing:
     """The platform is going down."""
 
 
-Event = Deployed | Deleted | Report | Tick | Closing
+Event = Deployed | Deleted | Slept | Woken | Report | Tick | Closing
 
 
 @dataclass(frozen=True)
@@ -147,6 +164,7 @@ def step(world: World, event: Event, now: float, new_id: Callable[[], str]) -> t
                 deployments={**world.deployments, id_: deployment},
                 failures=_without(world.failures, id_),
                 given_up=world.given_up - {id_},
+                asleep=world.asleep - {id_},
             )
         case Deleted(chute_id):
             world = replace(
@@ -154,7 +172,13 @@ def step(world: World, event: Event, now: float, new_id: Callable[[], str]) -> t
                 deployments=_without(world.deployments, chute_id),
                 failures=_without(world.failures, chute_id),
                 given_up=world.given_up - {chute_id},
+                asleep=world.asleep - {chute_id},
             )
+        case Slept(chute_id):
+            if chute_id in world.deployments:
+                world = replace(world, asleep=world.asleep | {chute_id})
+        case Woken(chute_id):
+            world = replace(world, asleep=world.asleep - {chute_id})
         case Report():
             world = _reported(world, event, now)
         case Closing():
@@ -204,12 +228,13 @@ def _converge(world: World, now: float, new_id: Callable[[], str]) -> tuple[Worl
     for instance in world.instances.values():
         deployment = world.deployments.get(instance.chute_id)
         wanted = deployment is not None and deployment.version == instance.version and not world.closing
+        wanted = wanted and instance.chute_id not in world.asleep
         if not wanted and not instance.stopping and not instance.phase.over:
             instances[instance.id] = replace(instance, stopping=True)
             effects.append(Stop(instance.id))
     for id_, deployment in world.deployments.items():
         alive = any(i.chute_id == id_ and not i.phase.over for i in instances.values())
-        if alive or world.closing or id_ in world.given_up or now < retry_at(world, id_):
+        if alive or world.closing or id_ in world.given_up | world.asleep or now < retry_at(world, id_):
             continue
         instance = Instance(new_id(), id_, deployment.version, Phase.PREPARING, started=now, changed=now)
         instances[instance.id] = instance

@@ -22,18 +22,21 @@ def table(
     control: Upstream,
     listings: Mapping[str, Listing],
     slots: Mapping[str, int],
+    anonymous: Key | None = None,
 ) -> Table:
     """The whole route table: one route per deployment, ready or not.
 
     Args:
         listings: by chute id.
-        slots: on the board, by instance id. An instance without one cannot be counted, and is left out.
+        slots: on the board, by instance id and chute id. An instance without one cannot be counted, and is
+            left out.
+        anonymous: who a request without a known key is; None: nobody.
     """
     routes = [
-        _route(deployment, world.of(id_), listings.get(id_, Listing()), slots)
+        _route(deployment, world.of(id_), listings.get(id_, Listing()), slots, id_ in world.asleep)
         for id_, deployment in world.deployments.items()
     ]
-    return Table(routes=routes, keys=keys, control=control)
+    return Table(routes=routes, keys=keys, control=control, anonymous=anonymous)
 
 
 def current(deployment: Deployment, instances: list[Instance]) -> Instance | None:
@@ -43,7 +46,11 @@ def current(deployment: Deployment, instances: list[Instance]) -> Instance | Non
 
 
 def _route(
-    deployment: Deployment, instances: list[Instance], listing: Listing, slots: Mapping[str, int]
+    deployment: Deployment,
+    instances: list[Instance],
+    listing: Listing,
+    slots: Mapping[str, int],
+    asleep: bool,
 ) -> Route:
     spec = deployment.spec
     newest = current(deployment, instances)
@@ -84,6 +91,8 @@ def _route(
         slug=listing.slug,
         concurrency=spec.concurrency,
         price=listing.price,
+        slot=slots.get(spec.uid, 0),
+        asleep=asleep,
     )
 
 

@@ -60,5 +60,10 @@ def for_instances() -> Slots:
     return Slots("instance", INSTANCE_SLOTS, first=1)
 
 
+def for_chutes() -> Slots:
+    """Where those are counted who wait for a chute. Slot 0 is the control API's, for which nobody waits."""
+    return Slots("chute", INSTANCE_SLOTS, first=1)
+
+
 def for_keys() -> Slots:
     return Slots("API key", KEY_SLOTS)

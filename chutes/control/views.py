@@ -108,7 +108,9 @@ class ChuteView(BaseModel):
         given_up = spec.uid in world.given_up
         phase = str(newest.phase) if newest else str(Phase.PREPARING)
         wait = None
-        if newest and newest.phase == Phase.FAILED and not given_up:
+        if spec.uid in world.asleep:
+            phase = "asleep" if newest is None or newest.phase.over else "falling asleep"
+        elif newest and newest.phase == Phase.FAILED and not given_up:
             phase, wait = "waiting", max(0.0, retry_at(world, spec.uid) - time.time())
         return cls(
             chute_id=spec.uid,

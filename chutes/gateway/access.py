@@ -14,9 +14,14 @@ CHALLENGE = b"WWW-Authenticate: Bearer\r\n"
 
 
 class Access:
-    """The keys of one table, by digest."""
+    """The keys of one table, by digest.
 
-    def __init__(self, keys: list[wire.Key]) -> None:
+    Args:
+        anonymous: whose requests those without a known key are; None: nobody's.
+    """
+
+    def __init__(self, keys: list[wire.Key], anonymous: wire.Key | None = None) -> None:
+        self._anonymous = anonymous
         self._by_digest = {key.digest: key for key in keys}
 
     def identify(self, credential: str | None, now: float) -> wire.Key:
@@ -25,9 +30,13 @@ class Access:
         Raises:
             Refusal: 401, with a code for each of missing, unknown and expired.
         """
+        if credential is None and self._anonymous is not None:
+            return self._anonymous
         if credential is None:
             raise Refusal(401, "missing_api_key", "No API key was sent.", MAKE_ONE, headers=CHALLENGE)
         key = self._by_digest.get(credential)
+        if key is None and self._anonymous is not None:  # SDKs insist on sending something
+            return self._anonymous
         if key is None:
             raise Refusal(
                 401, "invalid_api_key", "This API key is not known here.", MAKE_ONE, headers=CHALLENGE

@@ -15,6 +15,7 @@ from msgspec import UNSET
 
 from chutes import wire
 from chutes.board import Board
+from chutes.config import is_loopback
 from chutes.gateway import answers, limits
 from chutes.gateway.access import Access, check_expiry, may_invoke
 from chutes.gateway.answers import Answer, Refusal
@@ -116,13 +117,15 @@ class Service:
         self.upstreams: Upstreams[Exchange] = Upstreams(self.board)
         self._ready = False
         self._access = Access([])
+        self._keyless = False
         self._routes = Routes([])
         self._all_models = answers.model_list([])
 
     def swap(self, table: wire.Table) -> None:
         """Serve from this table from the next request on."""
         self.upstreams.swap(table, monotonic())
-        self._access = Access(table.keys)
+        self._access = Access(table.keys, table.anonymous)
+        self._keyless = table.anonymous is not None
         self._routes = Routes(table.routes)
         self._all_models = answers.model_list(table.routes)
         self._ready = True
@@ -137,6 +140,8 @@ class Service:
             raise answers.starting()
         if length > self.max_body:
             raise self.too_large()
+        if self._keyless:
+            _only_from_here(request)
         method, path = request.method, request.path
         destination, inner = self._address(request)
         inference = destination is not None or path in self._routes.inference_paths
@@ -342,6 +347,20 @@ def _is_ours(path: bytes) -> bool:
 def _fields(request: RequestHead, names: tuple[tuple[bytes, bytes], ...]) -> bytes:
     headers = request.headers
     return b"".join(form % headers[name] for name, form in names if name in headers)
+
+
+def _only_from_here(request: RequestHead) -> None:
+    """Where no key is asked for, a page in this machine's browser could ask too: by a name that it lets
+    point here, or simply by posting to us. Raises Refusal."""
+    host = request.headers.get(b"host", b"").decode("ascii", "replace")
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if not is_loopback(name) or b"origin" in request.headers:
+        raise Refusal(
+            403,
+            "not_from_here",
+            "Without keys only programs of this machine may ask, by a loopback address.",
+            "Use http://127.0.0.1 and no browser, or start the platform without --no-auth.",
+        )
 
 
 def _is_json(request: RequestHead) -> bool:
