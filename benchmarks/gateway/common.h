@@ -32,6 +32,17 @@ static inline void digits(char *to, int count, uint64_t value) {
     while (count--) to[count] = (char)('0' + value % 10), value /= 10;
 }
 
+/* Where the value of a header begins in a head that is text, or NULL. Faster than strcasestr by far. */
+static inline char *header(char *head, const char *name) {
+    size_t length = strlen(name);
+    for (char *line = head; (line = strchr(line, '\n'));) {
+        line++;
+        if ((line[0] | 32) == name[0] && strncasecmp(line, name, length) == 0 && line[length] == ':')
+            return line + length + 1;
+    }
+    return NULL;
+}
+
 /* Sockets by the thousand need more than the 1,024 descriptors that a shell gives. */
 static inline void raise_file_limit(void) {
     struct rlimit files;

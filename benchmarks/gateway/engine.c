@@ -205,13 +205,14 @@ static bool serve(Client *c) {
         char *end = memmem(c->in, c->in_len, "\r\n\r\n", 4);
         if (!end) return c->in_len < IN_BYTES;
         *end = 0; /* the head is text now; every byte of it was looked at before */
-        char *length_at = strcasestr(c->in, "\r\ncontent-length:"), *body = end + 4;
-        size_t length = length_at ? strtoul(length_at + 17, NULL, 10) : 0, head = (size_t)(body - c->in);
+        char *length_at = header(c->in, "content-length"), *body = end + 4;
+        size_t length = length_at ? strtoul(length_at, NULL, 10) : 0, head = (size_t)(body - c->in);
         *end = '\r';
         if (head + length > IN_BYTES) return false;
         if (head + length > c->in_len) return true;
         *end = 0;
-        c->close_after = strcasestr(c->in, "\r\nconnection: close") != NULL;
+        char *connection = header(c->in, "connection");
+        c->close_after = connection && strncasecmp(connection, " close", 6) == 0;
         char after = body[length];
         body[length] = 0; /* there is room for one more byte than we read */
         bool good = answer(c, c->in, body, length);

@@ -231,14 +231,18 @@ static const char *finish(Client *c) {
 
 static const char *head(Client *c, char *end) {
     *end = 0; /* text now, without its blank line */
-    if (strncmp(c->in, "HTTP/1.1 200 ", 13) != 0) return memcpy(c->payload, c->in, c->payload_len = 12), "a wrong status";
-    char *length = strcasestr(c->in, "\r\ncontent-length:"), *type = strcasestr(c->in, "\r\ncontent-type:");
-    c->chunked = strcasestr(c->in, "\r\ntransfer-encoding: chunked") != NULL;
+    if (strncmp(c->in, "HTTP/1.1 200 ", 13) != 0) {
+        memcpy(c->payload, c->in, c->payload_len = 12);
+        return "a wrong status";
+    }
+    char *length = header(c->in, "content-length"), *type = header(c->in, "content-type");
+    char *coding = header(c->in, "transfer-encoding");
+    c->chunked = coding && strncasecmp(coding, " chunked", 8) == 0;
     if (c->chunked == (length != NULL)) return "not framed by exactly one of length and chunks";
     if (!type) return "no content type";
-    c->streaming = strncmp(type + 15, " text/event-stream", 18) == 0;
+    c->streaming = strncmp(type, " text/event-stream", 18) == 0;
     if (c->streaming != (chunks > 0)) return "a stream for none, or none for a stream";
-    c->need = length ? strtol(length + 17, NULL, 10) : 0;
+    c->need = length ? strtol(length, NULL, 10) : 0;
     return NULL;
 }
 
@@ -310,7 +314,9 @@ static int parse(int argc, char **argv) {
         case 'm': model = optarg; break;
         case 'P': path = optarg; break;
         case 'h': hold = true; break;
-        case 'k': for (char *k = strtok(optarg, ","); k && key_count < KEYS; k = strtok(NULL, ",")) keys[key_count++] = k; break;
+        case 'k':
+            for (char *k = strtok(optarg, ","); k && key_count < KEYS; k = strtok(NULL, ",")) keys[key_count++] = k;
+            break;
         default: return 2;
     }
     if (!key_count) key_count = 1;
@@ -363,10 +369,12 @@ int main(int argc, char **argv) {
             if (events[i].events & ~(unsigned)EPOLLOUT) readable(c);
         }
     }
-    for (int i = 0; i < connections && !hold; i++) if (clients[i].busy) until = now + 1, fail(&clients[i], "not ended in 10 s");
+    for (int i = 0; i < connections && !hold; i++)
+        if (clients[i].busy) fail(&clients[i], "not ended in 10 s");
     struct rusage used;
     getrusage(RUSAGE_SELF, &used);
-    double cpu = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) + 1e-6 * (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
+    double cpu = (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+                 1e-6 * (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
     printf("{\"requests\":%lu,\"requests_all\":%lu,\"requests_per_s\":%.1f,\"chunks\":%lu,\"chunks_all\":%lu,"
            "\"chunks_per_s\":%.1f,\"reads\":%lu,\"opened\":%lu,\"late\":%lu,\"bad\":%lu,\"cpu_s\":%.4f,\"wall_s\":%.4f,"
            "\"busy\":%.3f", counted, ended, (double)counted / seconds, counted_events, all_events,
