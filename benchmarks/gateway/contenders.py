@@ -156,9 +156,9 @@ def nginx(setting: Setting) -> Running:
         f"{kind}_temp_path {setting.place}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     (setting.place / "nginx.conf").write_text(f"""
-daemon off; master_process off; worker_processes 1; worker_rlimit_nofile 65536;
+daemon off; master_process off; worker_processes 1;
 pid {setting.place}/nginx.pid; error_log stderr error;
-events {{ worker_connections 32768; }}
+events {{ worker_connections 8192; }}
 http {{
     access_log off; {temporary} map_hash_bucket_size 256;
     map $http_authorization $known {{ default 0; {keys} }}
@@ -189,7 +189,7 @@ def haproxy(setting: Setting) -> Running:
     (setting.place / "haproxy.cfg").write_text(f"""
 global
     nbthread 1
-    maxconn 32768
+    maxconn 8192
 defaults
     mode http
     timeout connect 5s
