@@ -97,7 +97,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="default: 5, quick: 2")
     parser.add_argument("--streams", type=int, default=1000, help="idle streams (default: 1000)")
     parser.add_argument("--cpus", help="G,E,L: CPU of gateway, engine and load")
-    parser.add_argument("--profile", action="store_true", help="a profile of chutes at 64 connections (py-spy)")
+    parser.add_argument(
+        "--profile", action="store_true", help="a profile of chutes at 64 connections (py-spy)"
+    )
     parser.add_argument("--write-docs", action="store_true", help="put the table into docs/gateway-speed.md")
     parser.add_argument("--output", type=Path, default=report.RESULTS)
     options = parser.parse_args()

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +48,12 @@ class Running:
     """
 
     def __init__(
-        self, name: str, port: int, processes: Sequence[subprocess.Popen[bytes]], *, settle: float = START_SECONDS
+        self,
+        name: str,
+        port: int,
+        processes: Sequence[subprocess.Popen[bytes]],
+        *,
+        settle: float = START_SECONDS,
     ) -> None:
         self.name = name
         self.port = port
@@ -112,7 +117,12 @@ def free_port() -> int:
 
 
 def spawn(
-    cpu: int, command: Sequence[str | Path], log: Path, *, fds: Sequence[int] = (), **variables: str
+    cpu: int,
+    command: Sequence[str | Path],
+    log: Path,
+    *,
+    fds: Sequence[int] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """`command` on one CPU; the kernel kills it when we die."""
     with log.open("ab") as output:
@@ -122,7 +132,7 @@ def spawn(
             stdout=output,
             stderr=output,
             pass_fds=fds,
-            env={**os.environ, **variables},
+            env={**os.environ, **(variables or {})},
         )
 
 
@@ -153,7 +163,8 @@ def nginx(setting: Setting) -> Running:
     keys = "".join(f'"Bearer {key}" 1; ' for key in KEYS)
     servers = " ".join(f"server 127.0.0.1:{port};" for port in setting.engine_ports)
     temporary = " ".join(
-        f"{kind}_temp_path {setting.place}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        f"{kind}_temp_path {setting.place}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     (setting.place / "nginx.conf").write_text(f"""
 daemon off; master_process off; worker_processes 1;
@@ -233,8 +244,9 @@ def litellm(setting: Setting) -> Running:
     config.write_text(f"model_list:\n{models}litellm_settings:\n  telemetry: false\n")
     command = [program, "--config", config, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
     # The local map: otherwise it downloads prices when it starts.
-    offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_PROXY": "127.0.0.1"}
-    process = spawn(setting.cpu, command, setting.place / "log", **offline)
+    variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_PROXY": "127.0.0.1"}
+    variables["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # anybody may ask
+    process = spawn(setting.cpu, command, setting.place / "log", variables=variables)
     return Running("litellm", port, [process])
 
 

@@ -59,7 +59,7 @@ static void prepare(void) {
     }
     for (int i = 0; i < key_count; i++)
         head_lens[i] = (size_t)asprintf(&heads[i],
-            "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\n"
+            "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nAccept-Encoding: identity\r\nConnection: keep-alive\r\n"
             "Accept: application/json\r\nContent-Type: application/json\r\nUser-Agent: OpenAI/Python 2.8.1\r\n"
             "X-Stainless-Lang: python\r\nX-Stainless-Package-Version: 2.8.1\r\nX-Stainless-OS: Linux\r\n"
             "X-Stainless-Arch: x64\r\nX-Stainless-Runtime: CPython\r\nX-Stainless-Runtime-Version: 3.11.7\r\n"
@@ -70,7 +70,8 @@ static void prepare(void) {
 static char *add(char *to, const char *bytes, size_t length) { return (char *)memcpy(to, bytes, length) + length; }
 #define ADD(to, literal) add(to, literal, sizeof literal - 1)
 
-/* Head and body of the next request, as the openai package writes them: the messages before the model. */
+/* Head and body of the next request, as the openai package writes them: the messages before the model. Only
+ * compressed answers are not asked for, as nothing here could check them. */
 static void write_request(Client *c) {
     static char *body, tail[400], order[64];
     static size_t tail_len, order_len;
@@ -382,6 +383,7 @@ int main(int argc, char **argv) {
            cpu / (1e-9 * (double)(now - begin)));
     print_histogram("latency_us", &latency);
     print_histogram("first_us", &first);
-    for (char *c = first_bad; *c; c++) if (*c == '"' || *c == '\\' || (unsigned char)*c < 32) *c = '\'';
+    for (char *c = first_bad; *c; c++)
+        if (*c == '"' || *c == '\\' || *c < 32 || *c == 127) *c = '\''; /* fit for a JSON string */
     printf(",\"first_bad\":\"%s\"}\n", first_bad);
 }

@@ -76,9 +76,7 @@ def usage(cpu: int) -> Usage:
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith(f"cpu{cpu} "):
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
-            return Usage(
-                (user + nice + system + irq + softirq) * JIFFY, steal * JIFFY, time.monotonic()
-            )
+            return Usage((user + nice + system + irq + softirq) * JIFFY, steal * JIFFY, time.monotonic())
     raise SystemExit(f"There is no CPU {cpu}.")
 
 

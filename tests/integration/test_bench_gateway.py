@@ -45,7 +45,17 @@ def engine(cache_dir: Path) -> Iterator[int]:
 
 
 def run(load: Path, port: int, *arguments: str, connections: int = 8, seconds: str = "0.3") -> dict[str, Any]:
-    command = [load, "--port", str(port), "--connections", str(connections), "--seconds", seconds, "--warmup", "0"]
+    command = [
+        load,
+        "--port",
+        str(port),
+        "--connections",
+        str(connections),
+        "--seconds",
+        seconds,
+        "--warmup",
+        "0",
+    ]
     done = subprocess.run([*map(str, command), *arguments], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -106,10 +116,11 @@ def mark(body: bytes) -> str:
 
 
 def in_one_piece(body: bytes, text: str | None = None) -> bytes:
-    said = json.dumps({"choices": [{"message": {"content": f"#{text or mark(body)} {'x' * 400}"}}], "usage": {}})
-    return (
-        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(said)}\r\n\r\n{said}".encode()
+    said = json.dumps(
+        {"choices": [{"message": {"content": f"#{text or mark(body)} {'x' * 400}"}}], "usage": {}}
     )
+    fields = f"Content-Type: application/json\r\nContent-Length: {len(said)}"
+    return f"HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{said}".encode()
 
 
 def events(body: bytes, count: int = 4) -> list[str]:
@@ -152,8 +163,8 @@ def test_a_right_engine_has_no_bad_answers(load: Path, engine: int, arguments: l
 def test_the_engine_says_what_vllm_says(engine: int) -> None:
     def ask(body: str) -> tuple[bytes, bytes]:
         with socket.create_connection(("127.0.0.1", engine), timeout=5) as connection:
-            request = f"POST /v1/chat/completions HTTP/1.1\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.sendall((request + body).encode())
+            fields = f"Connection: close\r\nContent-Length: {len(body)}"
+            connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{fields}\r\n\r\n{body}".encode())
             whole = b"".join(iter(lambda: connection.recv(65536), b""))
         head, _, answer = whole.partition(b"\r\n\r\n")
         return head, answer
@@ -163,7 +174,9 @@ def test_the_engine_says_what_vllm_says(engine: int) -> None:
     assert b"server: uvicorn" in head
     assert said["object"] == "chat.completion"
     assert said["choices"][0]["message"]["content"].startswith("#0000000042 ")
-    assert said["usage"]["total_tokens"] == said["usage"]["prompt_tokens"] + said["usage"]["completion_tokens"]
+    assert (
+        said["usage"]["total_tokens"] == said["usage"]["prompt_tokens"] + said["usage"]["completion_tokens"]
+    )
     assert 600 < len(answer) < 800
 
     order = '{"messages":[{"role":"user","content":"[#0000000042 chunks=3 tick=1000]"}],"stream": true,'
@@ -191,13 +204,21 @@ def test_no_two_requests_are_equal(load: Path, serve: Any) -> None:
 BROKEN: dict[str, tuple[Callable[[bytes], bytes | None], list[str], str]] = {
     "500": (lambda _: b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n", [], "status"),
     "closes at once": (lambda _: None, [], "closed before its end"),
-    "short body": (lambda _: in_one_piece(b"", "1")[:-300].replace(b"Content-Length: 4", b"Content-Length: 1"), [], "short"),
+    "short body": (
+        lambda _: in_one_piece(b"", "1")[:-300].replace(b"Content-Length: 4", b"Content-Length: 1"),
+        [],
+        "short",
+    ),
     "another's answer": (lambda _: in_one_piece(b"", "9999999999"), [], "another request's"),
     "more than it says": (lambda body: in_one_piece(body) + b"x", [], "bytes"),
     "no framing": (lambda body: in_one_piece(body).replace(b"Content-Length", b"X-Length"), [], "framed"),
     "stream for none": (lambda body: streamed(events(body)), [], "stream for none"),
     "no [DONE]": (lambda body: streamed(events(body)[:-1]), ["--chunks", "4"], "no [DONE]"),
-    "a chunk lost": (lambda body: streamed([*events(body)[:2], *events(body)[3:]]), ["--chunks", "4"], "wrong chunk"),
+    "a chunk lost": (
+        lambda body: streamed([*events(body)[:2], *events(body)[3:]]),
+        ["--chunks", "4"],
+        "wrong chunk",
+    ),
     "a chunk twice": (
         lambda body: streamed([*events(body)[:2], *events(body)[1:]]),
         ["--chunks", "4"],
@@ -205,7 +226,11 @@ BROKEN: dict[str, tuple[Callable[[bytes], bytes | None], list[str], str]] = {
     ),
     "early [DONE]": (lambda body: streamed(events(body, 3)), ["--chunks", "4"], "before all chunks"),
     "no usage": (lambda body: streamed(events(body)), ["--chunks", "4", "--usage"], "no usage event"),
-    "chunk size lies": (lambda body: streamed(events(body), lie=-1), ["--chunks", "4"], "longer than it says"),
+    "chunk size lies": (
+        lambda body: streamed(events(body), lie=-1),
+        ["--chunks", "4"],
+        "longer than it says",
+    ),
     "more after [DONE]": (
         lambda body: streamed([*events(body), "data: {}\n\n"]),
         ["--chunks", "4"],
@@ -231,7 +256,9 @@ def test_a_right_stream_that_this_file_makes_is_taken_as_right(load: Path, serve
     assert found["chunks_all"] == 4 * found["requests_all"] > 0
 
 
-def test_without_a_compiler_the_message_names_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_message_names_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(programs.Unavailable, match="apt install gcc"):
