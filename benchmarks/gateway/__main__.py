@@ -55,10 +55,14 @@ def main() -> None:
         metered = {r.name: r.metered() for r in running if r.metered}
         samples: list[Sample] = []
         load_before = os.getloadavg()
+        for contender in running:
+            contender.pause()
         run_rounds(bench, running, measures(options.quick), options.rounds, samples.append)
         if options.profile:
             profile(bench, running)
-        notes = {r.name: r.notes() for r in running if r.notes()}
+        for contender in running:
+            contender.resume()
+        notes = {r.name: said for r in running if (said := r.notes())}
         memory: dict[str, Any] = {}
         for contender in running:
             if not contender.pids:

@@ -62,6 +62,10 @@ class Running:
         """What is to be said of it at the end."""
         self.metered: Callable[[], int] | None = None
         """Requests answered with 200 that it has reported, if it reports."""
+        self.restless = False
+        """It uses CPU even when nobody asks it anything."""
+        self.pids: list[int] = []
+        """Of all its processes."""
         if settle:
             self._wait(settle)
         self.pids = [pid for process in processes for pid in machine.family(process.pid)]
@@ -78,8 +82,22 @@ class Running:
                 raise programs.Unavailable(f"{self.name} answered no request within {seconds:.0f} s.")
             time.sleep(0.2)
 
+    def pause(self) -> None:
+        """Have it use no CPU while another is measured, if it is restless."""
+        if self.restless:
+            self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def stop(self) -> None:
         """End it and all that it has started."""
+        self.resume()
         below: list[psutil.Process] = []
         for process in self._processes:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -247,7 +265,9 @@ def litellm(setting: Setting) -> Running:
     variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_PROXY": "127.0.0.1"}
     variables["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"  # anybody may ask
     process = spawn(setting.cpu, command, setting.place / "log", variables=variables)
-    return Running("litellm", port, [process])
+    running = Running("litellm", port, [process])
+    running.restless = True  # a tenth of a CPU
+    return running
 
 
 def versions(names: Sequence[str]) -> dict[str, str]:

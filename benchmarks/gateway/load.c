@@ -345,7 +345,9 @@ int main(int argc, char **argv) {
     }
     for (bool said = false;;) {
         int64_t wait_ns = 10000000;
-        if (hold && !said && opened + bad >= (uint64_t)connections) said = true, puts("open"), fflush(stdout);
+        /* After 20 s, as many as there are: a gateway may have a limit of its own. */
+        if (hold && !said && (opened + bad >= (uint64_t)connections || now - begin > 20000000000LL))
+            said = true, puts("open"), fflush(stdout);
         if (hold && said && (getchar() == EOF)) break;
         while (rate && due <= now && due < until) {
             if (!idle) { late++; break; } /* all connections wait: this one goes as soon as one is free */

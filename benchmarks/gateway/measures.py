@@ -1,8 +1,8 @@
 """What is measured, and in which order.
 
 For each measure, all contenders one right after the other, so that two of them are compared within seconds
-of machine weather; the order turns by one each round. Every sample is a process of `load` that checks each
-answer whole.
+of machine weather; the order turns by one each round, and who is restless is stopped while others are
+measured. Every sample is a process of `load` that checks each answer whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ STREAM_CHUNKS = 256
 TICK_US = 20_000
 """50 tokens a second and stream."""
 HOUR_US = 3_600_000_000
+SLOW_STREAMS = 100
+SETTLE_SECONDS = 0.05
+"""For timers that were due while it was stopped, and for connections that the last load closed."""
 SLOW = {"litellm"}
 """Three orders of magnitude below the others: asked for less, or a round would take minutes."""
 
@@ -135,6 +138,17 @@ class Bench:
         self, number: int, measure: str, contender: Running, arguments: Sequence[str], seconds: float
     ) -> Sample:
         """Raises: RuntimeError when `load` could not do its work at all."""
+        contender.resume()
+        time.sleep(SETTLE_SECONDS)
+        try:
+            return self._sample(number, measure, contender, arguments, seconds)
+        finally:
+            time.sleep(SETTLE_SECONDS)
+            contender.pause()
+
+    def _sample(
+        self, number: int, measure: str, contender: Running, arguments: Sequence[str], seconds: float
+    ) -> Sample:
         timing = ["--seconds", f"{seconds:g}"]
         if "--warmup" not in arguments:
             timing += ["--warmup", f"{min(0.3, seconds / 3):g}"]
@@ -142,7 +156,7 @@ class Bench:
         machine_before = machine.usage(self._cpus.gateway)
         cpu, engine_cpu = machine.cpu_seconds(contender.pids), machine.cpu_seconds(self._engine.pids)
         command = self._command(contender, arguments)
-        done = subprocess.run(mortal(command), capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(mortal(command), capture_output=True, check=False, timeout=120, text=True)
         cpu = machine.cpu_seconds(contender.pids) - cpu
         engine_cpu = machine.cpu_seconds(self._engine.pids) - engine_cpu
         now = machine.usage(self._cpus.gateway)
@@ -164,13 +178,16 @@ class Bench:
 
     def idle_streams(self, contender: Running, streams: int) -> dict[str, Any]:
         """Memory that streams cost while their engine is silent, in 10⁶ bytes per thousand."""
+        streams = min(streams, SLOW_STREAMS) if contender.name in SLOW else streams
         arguments = ["--connections", str(streams), "--chunks", "2", "--tick", str(HOUR_US), "--hold"]
+        contender.resume()
         before = machine.resident_mb(contender.pids)
         process = subprocess.Popen(
             mortal(self._command(contender, arguments)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            errors="replace",
         )
         try:
             assert process.stdout is not None
@@ -180,6 +197,8 @@ class Bench:
             out, _ = process.communicate("", timeout=30)
         finally:
             process.kill()
+            process.wait()
+            contender.pause()
         told = json.loads(out)
         return {
             "streams": told["opened"],
