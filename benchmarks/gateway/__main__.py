@@ -58,8 +58,6 @@ def main() -> None:
         for contender in running:
             contender.pause()
         run_rounds(bench, running, measures(options.quick), options.rounds, samples.append)
-        if options.profile:
-            profile(bench, running)
         for contender in running:
             contender.resume()
         notes = {r.name: said for r in running if (said := r.notes())}
@@ -73,10 +71,17 @@ def main() -> None:
                 asked = sum(s.load["requests_all"] for s in samples if s.contender == contender.name)
                 said |= {"answered": asked, "metered": contender.metered() - metered[contender.name]}
             memory[contender.name] = said | bench.idle_streams(contender, options.streams)
+        if options.profile:
+            profile(bench, running)
         result = report.Result(
             command="python -m benchmarks.gateway " + " ".join(sys.argv[1:]),
             when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            machine={**machine.describe(), "cpus_used": cpus._asdict(), "load_average_before": load_before},
+            machine={
+                **machine.describe(),
+                "cpus_used": cpus._asdict(),
+                "load_average_before": load_before,
+                "load_average_after": os.getloadavg(),
+            },
             versions=contenders.versions([r.name for r in running]),
             skipped=skipped,
             notes=notes,

@@ -36,15 +36,15 @@ typedef struct Client {
 static int epoll_fd, default_chunks = 64;
 static const char *model = "bench-model";
 static Client running = {.before = &running, .after = &running};
-static char json_head[256], sse_head[256], usage_event[512];
-static size_t sse_head_len, usage_len;
+static char json_head[256], sse_head[256];
+static size_t sse_head_len;
 
 /* An event as a chunk of HTTP; the request's number and the chunk's index are written into a copy. */
 typedef struct Template {
     char text[512];
     size_t length, id, mark;
 } Template;
-static Template role, middle, last;
+static Template role, middle, last, usage;
 
 static long now_us(void) { return clock_ns() / 1000; }
 
@@ -65,24 +65,23 @@ static void write_heads(void) {
                     "\"created\":1760000000,\"model\":\"%s\",\"choices\":["
 #define MARK "#0000000000.00000"
 
-static void write_event(Template *t, const char *delta, const char *finish) {
+static void write_event(Template *t, const char *choices, const char *more) {
     char event[400];
-    int n = snprintf(event, sizeof event, EVENT_START "{\"index\":0,\"delta\":{%s},\"logprobs\":null,"
-                     "\"finish_reason\":%s,\"token_ids\":null}]}\n\n", model, delta, finish);
+    int n = snprintf(event, sizeof event, EVENT_START "%s]%s}\n\n", model, choices, more);
     t->length = (size_t)snprintf(t->text, sizeof t->text, "%x\r\n%s\r\n", (unsigned)n, event);
     t->id = (size_t)(strstr(t->text, "0000000000\",") - t->text);
     char *mark = strstr(t->text, MARK);
     t->mark = mark ? (size_t)(mark + 1 - t->text) : 0;
 }
 
+#define CHOICE(delta, finish) \
+    "{\"index\":0,\"delta\":{" delta "},\"logprobs\":null,\"finish_reason\":" finish ",\"token_ids\":null}"
+
 static void write_templates(void) {
-    char event[400];
-    write_event(&role, "\"role\":\"assistant\",\"content\":\"\"", "null");
-    write_event(&middle, "\"content\":\" " MARK "\"", "null");
-    write_event(&last, "\"content\":\" " MARK "\"", "\"stop\"");
-    int n = snprintf(event, sizeof event, EVENT_START "],\"usage\":{\"prompt_tokens\":213,\"total_tokens\":301,"
-                     "\"completion_tokens\":88}}\n\n", model);
-    usage_len = (size_t)snprintf(usage_event, sizeof usage_event, "%x\r\n%s\r\n", (unsigned)n, event);
+    write_event(&role, CHOICE("\"role\":\"assistant\",\"content\":\"\"", "null"), "");
+    write_event(&middle, CHOICE("\"content\":\" " MARK "\"", "null"), "");
+    write_event(&last, CHOICE("\"content\":\" " MARK "\"", "\"stop\""), "");
+    write_event(&usage, "", ",\"usage\":{\"prompt_tokens\":213,\"total_tokens\":301,\"completion_tokens\":88}");
 }
 
 static void watch(Client *c, int how, unsigned events) {
@@ -137,17 +136,15 @@ static bool answer_json(Client *c, const char mark[MARK_DIGITS]) {
     return put(c, all, (size_t)(head + n));
 }
 
-/* The first chunk says who speaks, the last one why it ends. */
-static bool send_chunk(Client *c) {
-    const Template *t = c->next == 0 ? &role : c->next == c->chunks - 1 ? &last : &middle;
-    char one[sizeof t->text];
-    memcpy(one, t->text, t->length);
-    memcpy(one + t->id, c->mark, MARK_DIGITS);
+/* A copy of a template, as it is for this stream now. */
+static size_t fill(const Client *c, const Template *t, char *to) {
+    memcpy(to, t->text, t->length);
+    memcpy(to + t->id, c->mark, MARK_DIGITS);
     if (t->mark) {
-        memcpy(one + t->mark, c->mark, MARK_DIGITS);
-        digits(one + t->mark + MARK_DIGITS + 1, INDEX_DIGITS, (unsigned)c->next);
+        memcpy(to + t->mark, c->mark, MARK_DIGITS);
+        digits(to + t->mark + MARK_DIGITS + 1, INDEX_DIGITS, (unsigned)c->next);
     }
-    return put(c, one, t->length);
+    return t->length;
 }
 
 static bool serve(Client *c);
@@ -155,17 +152,18 @@ static bool serve(Client *c);
 /* One more chunk of a running stream, and the end if it was the last. */
 static bool step(Client *c, long now) {
     if (c->out_len) return true; /* a slow reader: it gets the next one when it has taken this one */
-    if (!send_chunk(c)) return false;
+    char bytes[sizeof usage.text + 32];
+    /* The first chunk says who speaks, the last one why it ends. */
+    size_t length = fill(c, c->next == 0 ? &role : c->next == c->chunks - 1 ? &last : &middle, bytes);
+    if (!put(c, bytes, length)) return false;
     if (++c->next < c->chunks) {
         if (c->tick_us) c->due_us = (now / c->tick_us + 1) * c->tick_us;
         return true;
     }
-    char end[sizeof usage_event + 32];
-    size_t length = 0;
-    if (c->usage) memcpy(end, usage_event, length = usage_len);
-    length += (size_t)sprintf(end + length, "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n");
+    length = c->usage ? fill(c, &usage, bytes) : 0;
+    length += (size_t)sprintf(bytes + length, "e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n");
     stop_stream(c);
-    return put(c, end, length) && serve(c);
+    return put(c, bytes, length) && serve(c);
 }
 
 static bool start_stream(Client *c, const char mark[MARK_DIGITS], int chunks, long tick_us, bool usage) {

@@ -106,6 +106,10 @@ def rows(result: Result) -> list[tuple[str, Callable[[str], str]]]:
         shown = figure(measure, of, form)
         return lambda name: "" if name == "direct" else shown(name)
 
+    def times_nginx(measure: str, of: Figure) -> Callable[[str], str]:
+        shown = against("nginx", measure, of, ratio, ".2f")
+        return lambda name: "" if name == "direct" else shown(name)
+
     def memory(key: str) -> Callable[[str], str]:
         return lambda name: str(result.memory.get(name, {}).get(key, ""))
 
@@ -124,6 +128,7 @@ def rows(result: Result) -> list[tuple[str, Callable[[str], str]]]:
         ("  p50, ms", figure("requests_c64", latency("p50"), ".2f", 1e-3)),
         ("  p99, ms", figure("requests_c64", latency("p99"), ".2f", 1e-3)),
         ("  CPU µs a request", cpu("requests_c64", cpu_request)),
+        ("  the same × nginx (paired)", times_nginx("requests_c64", cpu_request)),
         ("  its CPU busy", cpu("requests_c64", lambda s: s.busy, ".0%")),
         ("  CPU of engine and load busy", figure("requests_c64", lambda s: s.clients_busy, ".0%")),
         ("requests/s, 256 connections", figure("requests_c256", per_second, ",.0f")),
@@ -135,6 +140,7 @@ def rows(result: Result) -> list[tuple[str, Callable[[str], str]]]:
         ("SSE chunks/s, 64 streams", figure("streams", chunks_per_second, ",.0f")),
         ("  CPU µs a chunk", cpu("streams", cpu_chunk)),
         ("CPU µs a chunk at 3,200/s", cpu("streams_paced", cpu_chunk)),
+        ("  the same × nginx (paired)", times_nginx("streams_paced", cpu_chunk)),
         ("resident MB when started", memory("before_mb")),
         ("  after all rounds", memory("after_mb")),
         ("  more for 1,000 idle streams", memory("mb_per_1000")),
@@ -201,6 +207,9 @@ def remarks(result: Result) -> list[str]:
     said: list[str] = []
     machine = result.machine
     said.append(f"{machine['cpu']}, CPUs (gateway, engine, load): {tuple(machine['cpus_used'].values())}")
+    steal = statistics.mean(s.steal for s in result.samples)
+    before, after = machine["load_average_before"][0], machine["load_average_after"][0]
+    said.append(f"Load average {before:.1f} before, {after:.1f} after; stolen by the hypervisor: {steal:.1%}")
     said.append("Versions: " + ", ".join(f"{name} {text}" for name, text in result.versions.items()))
     said += [f"{name} skipped: {reason}" for name, reason in result.skipped.items()]
     said += [f"{name}: {note}" for name, note in result.notes.items()]
