@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def cpu_request(sample: Sample) -> float:
 
 def cpu_chunk(sample: Sample) -> float:
     return sample.cpu_us_per_chunk
+
+
+def per_cpu_second(sample: Sample) -> float:
+    return 1e6 / max(0.001, sample.cpu_us_per_request)
+
+
+def at_least(least: float, value: float) -> bool:
+    return value >= least
 
 
 def ratio(mine: float, other: float) -> float:
@@ -163,10 +172,12 @@ def bounds(result: Result) -> list[tuple[str, bool | None, str]]:
         said = "not measured" if value is None else format(value, form) + more
         found.append((text, None if value is None else holds(value), said))
 
-    by_router = result.paired("chutes", "vllm-router", "requests_c64", per_second, ratio)
-    bound("≥ 2 × vllm-router in requests/s", by_router, lambda v: v >= 2, ".2f", " ×")
-    by_nginx = result.paired("chutes", "nginx", "requests_c64", per_second, ratio)
-    bound("≥ 0.65 × nginx in requests/s", by_nginx, lambda v: v >= 0.65, ".2f", " × (aim: 0.80)")
+    for other, least, aim in (("vllm-router", 2.0, ""), ("nginx", 0.65, ", aim: 0.80")):
+        times = result.paired("chutes", other, "requests_c64", per_second, ratio)
+        # What it would be if nobody else had used the CPU: a process that waits for it is not at fault.
+        undisturbed = result.paired("chutes", other, "requests_c64", per_cpu_second, ratio) or 0.0
+        said = f" × (a second of its own CPU: {undisturbed:.2f} ×{aim})"
+        bound(f"≥ {least:g} × {other} in requests/s", times, partial(at_least, least), ".2f", said)
     more = result.paired("chutes", "direct", "requests_c1", latency("p50"), added)
     nginx_more = result.paired("nginx", "direct", "requests_c1", latency("p50"), added)
     said = " µs" if nginx_more is None else f" µs (nginx adds {nginx_more:.0f})"
