@@ -99,10 +99,11 @@ def test_the_stub_of_control_publishes_a_table_and_counts_what_is_metered() -> N
         assert len(published.routes) == 20
         assert [key.slot for key in published.keys] == list(range(len(KEYS)))
 
-        times = {"started": 1.0, "queued": 0.0, "first": 0.1, "duration": 0.2}
         names = ("request_id", "key_id", "chute_id", "instance_id", "method", "path", "model", "error")
-        counts = {"prompt_tokens": 3, "completion_tokens": 5, "cached_tokens": 0, "chunks": 0, "retries": 0}
-        record = wire.Record(**dict.fromkeys(names, ""), **times, **counts, status=200, stream=False)
+        fields: dict[str, Any] = dict.fromkeys(names, "")
+        fields |= {"started": 1.0, "queued": 0.0, "first": 0.1, "duration": 0.2}
+        fields |= {"prompt_tokens": 3, "completion_tokens": 5, "cached_tokens": 0, "chunks": 0, "retries": 0}
+        record = wire.Record(**fields, status=200, stream=False)
         for _ in range(2):
             theirs.sendall(msgspec.json.encode(wire.Usage([record, record])) + b"\n")
         until = time.monotonic() + 5
