@@ -42,6 +42,13 @@ KNOBS: dict[str, Knob] = {
     "port": Knob("CHUTES_PORT", "serve", "port", "8000", "port the gateway listens on"),
     "workers": Knob("CHUTES_WORKERS", "serve", "workers", "", "gateway processes; default: one per 4 cores"),
     "max_body_mib": Knob("CHUTES_MAX_BODY_MIB", "serve", "max_body_mib", "32", "largest request body"),
+    "usage_days": Knob("CHUTES_USAGE_DAYS", "usage", "days", "30", "days that single requests are kept"),
+    "usage_rows": Knob("CHUTES_USAGE_ROWS", "usage", "rows", "2000000", "single requests kept at most"),
+    "access_log": Knob("CHUTES_ACCESS_LOG", "usage", "access_log", "1", "1: log every request; 0: do not"),
+    "metrics_port": Knob(
+        "CHUTES_METRICS_PORT", "metrics", "port", "0", "loopback port without keys; 0: none"
+    ),
+    "otel_endpoint": Knob("CHUTES_OTEL_ENDPOINT", "metrics", "otel_endpoint", "", "where spans are sent"),
     "profiles": Knob("CHUTES_HARDWARE_PROFILES", "paths", "hardware_profiles", "", "hardware_profiles.yaml"),
 }
 
@@ -60,6 +67,11 @@ class Config:
     workers: int
     max_body_bytes: int
     profiles: Path | None
+    usage_days: int = 30
+    usage_rows: int = 2_000_000
+    access_log: bool = True
+    metrics_port: int = 0
+    otel_endpoint: str = ""
 
     @property
     def engines(self) -> Path:
@@ -80,6 +92,11 @@ class Config:
         return self.home / "chutes.db"
 
     @property
+    def usage_database(self) -> Path:
+        """Apart from the other one, so that traffic never delays a deployment."""
+        return self.home / "usage.db"
+
+    @property
     def run(self) -> Path:
         """What a running platform leaves for others to find it by; mode 0700."""
         return self.home / "run"
@@ -95,6 +112,11 @@ class Config:
             "workers": str(self.workers),
             "max_body_mib": str(self.max_body_bytes >> 20),
             "profiles": str(self.profiles or ""),
+            "usage_days": str(self.usage_days),
+            "usage_rows": str(self.usage_rows),
+            "access_log": str(int(self.access_log)),
+            "metrics_port": str(self.metrics_port),
+            "otel_endpoint": self.otel_endpoint,
         }
         return {KNOBS[name].env: value for name, value in values.items() if value}
 
@@ -148,6 +170,11 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         workers=number("workers", 1, 64) if text("workers") else default_workers(os.cpu_count() or 1),
         max_body_bytes=number("max_body_mib", 1, 1024) << 20,
         profiles=Path(profiles).expanduser().absolute() if profiles else None,
+        usage_days=number("usage_days", 1, 3660),
+        usage_rows=number("usage_rows", 1000, 100_000_000),
+        access_log=bool(number("access_log", 0, 1)),
+        metrics_port=number("metrics_port", 0, 65535),
+        otel_endpoint=text("otel_endpoint"),
     )
 
 

@@ -60,8 +60,11 @@ class Route(msgspec.Struct, frozen=True):
     """Requests that one instance gets at once; None: no limit. Beyond it they wait in the gateway."""
     capabilities: list[str] = []
     """What the engine was started to do: `chat`, `completions`, `embeddings`, `images`, `tools`,
-    `json_schema`, `reasoning` (it separates thoughts from the answer), `vision`."""
+    `json_schema`, `reasoning` (it separates thoughts from the answer), `vision`, `harmony` (gpt-oss: it
+    always thinks, and knows the efforts low, medium and high only)."""
     price: Price = Price()
+    slot: int = 0
+    """Where those who wait for it are counted; see `board.py`."""
     asleep: bool = False
     """No instance runs because nobody asked for long: a request wakes the chute (`Wake`) and waits."""
 

@@ -19,7 +19,9 @@ app = typer.Typer(
 keys = typer.Typer(help="API keys for clients.", no_args_is_help=True)
 engines = typer.Typer(help="Environments of model servers on this machine.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+aliases = typer.Typer(help="Further names for chutes.", no_args_is_help=True)
 app.add_typer(engines, name="engines")
+app.add_typer(aliases, name="alias")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -171,12 +173,77 @@ def doctor(json: Json = False) -> None:
     command.doctor(json)
 
 
+@app.command()
+def usage(
+    chute: Annotated[str | None, typer.Option(help="Only this chute: its name or id.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only this key: its name or id.")] = None,
+    since: Annotated[str, typer.Option(help="24h, 30d, or a date: 2026-11-01 (UTC).")] = "24h",
+    by: Annotated[str, typer.Option(help="chute, key, hour, day or status.")] = "chute",
+    page: Annotated[int, typer.Option(min=0, help="The first is 0.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Rows of a page.")] = 100,
+    json: Json = False,
+) -> None:
+    """Requests, tokens, times and cost."""
+    from chutes.cli import usage as command
+
+    command.usage(since, by, chute, key, page, limit, json)
+
+
+@app.command()
+def price(
+    name: Name,
+    prompt: Annotated[float | None, typer.Option(help="Dollars per million prompt tokens.")] = None,
+    completion: Annotated[float | None, typer.Option(help="Dollars per million generated.")] = None,
+    cached: Annotated[float | None, typer.Option(help="Of cached prompt tokens; default: --prompt.")] = None,
+    free: Annotated[bool, typer.Option("--free", help="Take the price away.")] = False,
+    json: Json = False,
+) -> None:
+    """Show or set what a chute's tokens cost. Stays when it is deployed anew."""
+    from chutes.cli import names as command
+
+    command.price(name, prompt, completion, cached, free, json)
+
+
+@aliases.command("set")
+def alias_set(
+    alias: Annotated[str, typer.Argument(help="What requests may say as `model`.")],
+    chute: Name,
+    json: Json = False,
+) -> None:
+    """Have requests for ALIAS go to a chute."""
+    from chutes.cli import names as command
+
+    command.alias_set(alias, chute, json)
+
+
+@aliases.command("list")
+def alias_list(json: Json = False) -> None:
+    """All aliases."""
+    from chutes.cli import names as command
+
+    command.alias_list(json)
+
+
+@aliases.command("delete")
+def alias_delete(alias: Annotated[str, typer.Argument(help="An alias.")], json: Json = False) -> None:
+    """Forget an alias."""
+    from chutes.cli import names as command
+
+    command.alias_delete(alias, json)
+
+
 @keys.command("create")
 def keys_create(
     name: Annotated[str | None, typer.Argument(help="1 to 24 characters.")] = None,
     named: Annotated[str | None, typer.Option("--name", help="The same.")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="May also manage the platform.")] = False,
     chutes: Annotated[list[str] | None, typer.Option("--chute", help="Only this chute (repeatable).")] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="30d, or the last day it is good: 2026-12-31 (UTC).")
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Default: no limit.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Prompt and completion.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once.")] = None,
     json: Json = False,
 ) -> None:
     """Make a key. It is shown once."""
@@ -184,7 +251,12 @@ def keys_create(
 
     if (given := name or named) is None:
         raise UsageError("A key needs a name.", "chutes keys create NAME")
-    command.create(given, admin, chutes, json)
+    limits = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "concurrency": concurrency,
+    }
+    command.create(given, admin, chutes, expires, limits, json)
 
 
 @keys.command("list")

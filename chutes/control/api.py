@@ -18,9 +18,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import chutes
+from chutes.control import api_usage, usage_query
 from chutes.control.deploying import check_arguments, draft
+from chutes.control.keys import Limits
+from chutes.control.listing import Listing
 from chutes.control.platform import Platform
-from chutes.control.reconcile import Instance
+from chutes.control.reconcile import Deployment, Instance
 from chutes.control.views import ChuteView, DeployRequest, DeployView, InstanceView, KeyRequest, KeyView
 from chutes.engine.process import tail
 from chutes.exception import AuthenticationRequired, ChutesError, DoesNotFit, NotFound
@@ -97,15 +100,15 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
         known = platform.world.deployments.get(request.spec.uid)
         unchanged = known is not None and known.version == worked_out.version
         deployment = await platform.deploy(worked_out)
-        return DeployView(
-            draft=worked_out, chute=ChuteView.of(deployment, platform.world), unchanged=unchanged
-        )
+        return DeployView(draft=worked_out, chute=view(deployment), unchanged=unchanged)
 
     @app.get("/chutes/")
     async def chutes_list() -> list[ChuteView]:
-        return [
-            ChuteView.of(deployment, platform.world) for deployment in platform.world.deployments.values()
-        ]
+        return [view(deployment) for deployment in platform.world.deployments.values()]
+
+    def view(deployment: Deployment) -> ChuteView:
+        listing = platform.listings.get(deployment.chute_id, Listing())
+        return ChuteView.of(deployment, platform.world, listing)
 
     def logs_of(instance: Instance, follow: bool, backfill: int) -> Response:
         def over() -> bool:
@@ -139,7 +142,7 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
 
     @app.get("/chutes/{name:path}")
     async def chute(name: str) -> ChuteView:
-        return ChuteView.of(platform.find(name), platform.world)
+        return view(platform.find(name))
 
     @app.delete("/chutes/{name:path}")
     async def delete(name: str) -> dict[str, object]:
@@ -148,17 +151,20 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
 
     @app.post("/api_keys/")
     async def create_key(request: KeyRequest) -> KeyView:
-        key, text = platform.create_key(request.name, request.admin, request.chutes)
-        return KeyView(**key.model_dump(), secret_key=text)
+        limits = Limits(**request.model_dump(include=set(Limits.model_fields)))
+        key, text = platform.create_key(request.name, request.admin, request.chutes, limits)
+        return KeyView.of(key, secret_key=text)
 
     @app.get("/api_keys/")
     async def list_keys() -> list[KeyView]:
-        return [KeyView(**key.model_dump()) for key in platform.store.api_keys()]
+        used = await asyncio.to_thread(usage_query.last_use, platform.config.usage_database)
+        return [KeyView.of(key, used.get(key.api_key_id)) for key in platform.store.api_keys()]
 
     @app.delete("/api_keys/{name:path}")
     async def delete_key(name: str) -> dict[str, object]:
         return {"api_key_id": platform.delete_key(name).api_key_id, "deleted": True}
 
+    api_usage.add(app, platform)
     return app
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from chutes.chute.spec import ChuteSpec
 from chutes.config import Config
 from chutes.control.reconcile import Deployment
-from chutes.engine import vllm
+from chutes.engine import families, vllm
 from chutes.engine.environment import is_installed
 from chutes.engine.release import find
 from chutes.exception import InvalidSpec, ModelError
@@ -34,10 +34,17 @@ class Draft(BaseModel):
     version: str
     notes: list[str] = []
     """What the platform will not do although the chute asks for it."""
+    capabilities: list[str] = []
+    """See `wire.Route.capabilities`."""
 
     def deployment(self, created: float) -> Deployment:
         return Deployment(
-            spec=self.spec, source=self.source, plan=self.plan, version=self.version, created=created
+            spec=self.spec,
+            source=self.source,
+            plan=self.plan,
+            version=self.version,
+            created=created,
+            capabilities=self.capabilities,
         )
 
 
@@ -76,6 +83,8 @@ def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = ()) -> Draft
         concurrency=spec.concurrency,
         taken=taken,
     )
+    family = _family(spec, facts)
+    chosen = _with_parsers(chosen, family, spec.engine.args)
     return Draft(
         spec=spec,
         source=source,
@@ -83,6 +92,34 @@ def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = ()) -> Draft
         plan=chosen,
         version=version_of(spec, source, chosen),
         notes=_notes(spec, chosen),
+        capabilities=families.capabilities(
+            chosen.engine,
+            family,
+            [*chosen.engine_args, *spec.engine.args],
+            {cord.public_api_path for cord in spec.cords if cord.public_api_path},
+            vision=facts is not None and facts.vision,
+        ),
+    )
+
+
+def _family(spec: ChuteSpec, facts: ModelFacts | None) -> families.Family | None:
+    assert spec.engine is not None
+    if facts is None:
+        return families.find(spec.engine.model)
+    return families.find(spec.engine.model, facts.model_type, facts.architecture)
+
+
+def _with_parsers(chosen: plan.Plan, family: families.Family | None, args: list[str]) -> plan.Plan:
+    """The plan with what reads the model's tool calls and thoughts, where its author left that open."""
+    added = families.arguments(chosen.engine, family, args)
+    if not added:
+        return chosen
+    known = f"of the family {family.name}" if family else "with a parser of its author's choice"
+    return chosen.model_copy(
+        update={
+            "engine_args": [*chosen.engine_args, *added],
+            "reasons": [*chosen.reasons, f"a model {known}: {' '.join(added)}"],
+        }
     )
 
 

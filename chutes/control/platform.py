@@ -15,8 +15,13 @@ from dataclasses import dataclass
 
 from chutes.config import Config
 from chutes.control import keys as api_keys
+from chutes.control import listing as listings
+from chutes.control import slots, tracing
+from chutes.control.access_log import AccessLog
 from chutes.control.deploying import Draft
-from chutes.control.keys import ApiKey
+from chutes.control.keys import ApiKey, Limits
+from chutes.control.listing import Listing
+from chutes.control.metering import Meter
 from chutes.control.reconcile import (
     Closing,
     Deleted,
@@ -30,14 +35,15 @@ from chutes.control.reconcile import (
     World,
     step,
 )
-from chutes.control.routes import current, table
+from chutes.control.routes import OWN_PATHS, current, table
 from chutes.control.store import Store
+from chutes.control.usage import UsageStore
 from chutes.control.workers import Workers
 from chutes.engine.lifecycle import Phase
-from chutes.exception import AlreadyExists, NotFound
+from chutes.exception import AlreadyExists, DoesNotFit, InvalidSpec, NotFound
 from chutes.fleet.base import Launch, Report
 from chutes.fleet.local import LocalFleet
-from chutes.wire import Table, Upstream, UpstreamLost
+from chutes.wire import Key, Price, Table, Upstream, UpstreamLost, Usage
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +67,32 @@ class Platform:
         self.config = config
         self.store = Store(config.database)
         self.fleet = LocalFleet(config, self._submit_report)
-        self.workers = Workers(config, self._upstream_lost)
+        self.tracing = tracing.start(config.otel_endpoint)
+        self.meter = Meter(
+            UsageStore(config.usage_database, config.usage_days, config.usage_rows),
+            AccessLog(config.logs / "access.jsonl") if config.access_log else None,
+            self.tracing.export if self.tracing else None,
+        )
+        self.workers = Workers(config, self)
         self.world = World()
+        self.listings: dict[str, Listing] = {}
+        """By chute id; replaced, never changed."""
         self._control = control
         self._events: asyncio.Queue[_Submitted] = asyncio.Queue()
-        self._keys = [key.for_gateway() for key in self.store.api_keys()]
+        self._instance_slots = slots.for_instances()
+        self._key_slots = slots.for_keys()
+        self._keys: list[Key] = []
         self._published: Table | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Serve what was deployed before. Raises PortTaken, or ChutesError for an unreadable store."""
-        self._published = table(self.world, self._keys, self._control)
+        self._read_keys()
+        deployments = self.store.deployments()
+        self._read_listings(deployments)
+        self._published = self._table()
         await self.workers.start(self._published)
-        for deployment in self.store.deployments():
+        for deployment in deployments:
             self._events.put_nowait(_Submitted(Deployed(deployment), None))
         self._tasks = [asyncio.create_task(self._loop()), asyncio.create_task(self._tick())]
 
@@ -88,6 +107,10 @@ class Platform:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        # Workers have ended and said all that they had to say: what came last is written here.
+        await asyncio.to_thread(self.meter.close)
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         self.store.close()
 
     # What others ask of the platform -------------------------------------------------------------
@@ -104,6 +127,7 @@ class Platform:
                 )
         deployment = draft.deployment(known.created if known else time.time())
         self.store.save_deployment(deployment)
+        self._read_listings([deployment])
         await self.submit(Deployed(deployment))
         log.info("deployed %s version %s", deployment.spec.name, deployment.version)
         return deployment
@@ -112,13 +136,21 @@ class Platform:
         deployment = self.find(name)
         self.store.delete_deployment(deployment.chute_id)
         await self.submit(Deleted(deployment.chute_id))
+        self.listings = {id_: known for id_, known in self.listings.items() if id_ != deployment.chute_id}
         log.info("deleted %s", deployment.spec.name)
         return deployment
 
-    def create_key(self, name: str, admin: bool, chutes: list[str] | None) -> tuple[ApiKey, str]:
+    def create_key(
+        self, name: str, admin: bool, chutes: list[str] | None, limits: Limits | None = None
+    ) -> tuple[ApiKey, str]:
         """Returns the stored key and its text, which exists nowhere else."""
         ids = None if chutes is None else [self.find(chute).chute_id for chute in chutes]
-        key, text = api_keys.create(self.config.username, name, time.time(), admin, ids)
+        key, text = api_keys.create(self.config.username, name, time.time(), admin, ids, limits)
+        if key.counted and not self._key_slots.left:
+            raise DoesNotFit(
+                "There are as many keys with limits as the gateway can count.",
+                "Delete some, or make one without limits per minute and concurrency.",
+            )
         self.store.save_key(key)
         self._keys_changed()
         return key, text
@@ -131,6 +163,32 @@ class Platform:
                 self._keys_changed()
                 return key
         raise NotFound(f"There is no API key {name!r}.", "`chutes keys list` shows them.")
+
+    def set_price(self, name: str, price: Price | None) -> Deployment:
+        """What requests cost from now on; None: nothing. Stays when another version is deployed."""
+        deployment = self.find(name)
+        self.store.save_price(deployment.chute_id, price)
+        self._listings_changed()
+        return deployment
+
+    def set_alias(self, text: str, name: str) -> tuple[str, Deployment]:
+        """Make requests for an alias go to a chute; one that is there already is turned to this one."""
+        alias, deployment = listings.alias(text), self.find(name)
+        for other in self.world.deployments.values():
+            if alias in (other.spec.name.lower(), other.chute_id):
+                raise AlreadyExists(f"{alias!r} is a chute's own name already.", "Choose another alias.")
+        known = self.store.aliases()
+        if alias not in known and len(known) >= listings.MAX_ALIASES:
+            raise InvalidSpec(f"There are {len(known)} aliases already.", "`chutes alias delete` some.")
+        self.store.save_alias(alias, deployment.chute_id)
+        self._listings_changed()
+        return alias, deployment
+
+    def delete_alias(self, text: str) -> None:
+        if text.lower() not in self.store.aliases():
+            raise NotFound(f"There is no alias {text!r}.", "`chutes alias list` shows them.")
+        self.store.delete_alias(text.lower())
+        self._listings_changed()
 
     def find(self, name: str) -> Deployment:
         """A deployment by chute id, or by name with or without regard to case."""
@@ -194,21 +252,65 @@ class Platform:
             self.fleet.stop(effect.instance_id)
 
     def _publish(self) -> None:
-        new = table(self.world, self._keys, self._control)
+        new = self._table()
         if new != self._published:
             self._published = new
             self.workers.publish(new)
 
+    def _table(self) -> Table:
+        # A number is kept until nothing of the instance is left: workers may still be counting on it.
+        self._instance_slots.keep(i.id for i in self.world.instances.values() if not i.phase.over)
+        return table(self.world, self._keys, self._control, self.listings, self._instance_slots.of)
+
+    def slot_of(self, instance_id: str) -> int | None:
+        """Where the board counts an instance's requests."""
+        return self._instance_slots.of.get(instance_id)
+
     def _keys_changed(self) -> None:
-        self._keys = [key.for_gateway() for key in self.store.api_keys()]
+        self._read_keys()
         self._publish()
+
+    def _read_keys(self) -> None:
+        stored = self.store.api_keys()
+        self._key_slots.keep(key.api_key_id for key in stored if key.counted)
+        self._keys = [key.for_gateway(self._key_slots.of.get(key.api_key_id)) for key in stored]
+        self.meter.know({}, {key.api_key_id: key.name for key in stored}, self.meter.prices)
+
+    def _listings_changed(self) -> None:
+        self._read_listings(list(self.world.deployments.values()))
+        self._publish()
+
+    def _read_listings(self, deployments: list[Deployment]) -> None:
+        """Slugs, prices and aliases of these; one that has no slug yet gets one."""
+        known, prices = self.store.slugs(), self.store.prices()
+        aliases: dict[str, list[str]] = {}
+        for alias, chute_id in self.store.aliases().items():
+            aliases.setdefault(chute_id, []).append(alias)
+        found: dict[str, Listing] = {}
+        for deployment in deployments:
+            id_, spec = deployment.chute_id, deployment.spec
+            if id_ not in known:
+                known[id_] = listings.slug(spec.username, spec.name, [*known.values(), *OWN_PATHS])
+                self.store.save_slug(id_, known[id_])
+            found[id_] = Listing(known[id_], prices.get(id_, Price()), aliases.get(id_, []))
+        self.listings = {**self.listings, **found}
+        self.meter.know({d.chute_id: d.spec.name for d in deployments}, {}, prices)
 
     def _submit_report(self, report: Report) -> None:
         self._events.put_nowait(_Submitted(report, None))
 
-    def _upstream_lost(self, lost: UpstreamLost) -> None:
+    # What gateway workers say ---------------------------------------------------------------------
+
+    def upstream_lost(self, lost: UpstreamLost) -> None:
         # The fleet watches the process itself and knows the reason; this only leaves a trace.
         log.warning("instance %s broke off: %s", lost.instance_id, lost.error)
+
+    def wake(self, chute_id: str) -> None:
+        # No chute is put to sleep yet.
+        self.meter.woke(chute_id)
+
+    def usage(self, message: bytes | Usage) -> None:
+        self.meter.take(message)
 
     def _log_phases(self, before: World) -> None:
         for instance in self.world.instances.values():

@@ -45,6 +45,8 @@ class Deployment(BaseModel, frozen=True):
     version: str
     created: float
     """Unix seconds of the first deploy of this chute."""
+    capabilities: list[str] = []
+    """See `wire.Route.capabilities`."""
 
     @property
     def chute_id(self) -> str:

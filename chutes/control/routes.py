@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from chutes.control.listing import Listing
 from chutes.control.reconcile import Deployment, Instance, World
 from chutes.engine.lifecycle import Phase
 from chutes.wire import Key, Route, Table, Upstream
 
-OWN_PATHS = {"api_keys", "chutes", "health", "instances", "models", "ping", "shutdown"}
+OWN_PATHS = {
+    "api_keys", "chutes", "health", "instances", "metrics", "model_aliases", "models", "ping", "prices",
+    "shutdown", "usage",
+}  # fmt: skip
 """First segments of the platform's own paths."""
 
 
-def table(world: World, keys: list[Key], control: Upstream) -> Table:
-    """The whole route table: one route per deployment, ready or not."""
-    routes = [_route(deployment, world.of(id_)) for id_, deployment in world.deployments.items()]
+def table(
+    world: World,
+    keys: list[Key],
+    control: Upstream,
+    listings: Mapping[str, Listing],
+    slots: Mapping[str, int],
+) -> Table:
+    """The whole route table: one route per deployment, ready or not.
+
+    Args:
+        listings: by chute id.
+        slots: on the board, by instance id. An instance without one cannot be counted, and is left out.
+    """
+    routes = [
+        _route(deployment, world.of(id_), listings.get(id_, Listing()), slots)
+        for id_, deployment in world.deployments.items()
+    ]
     return Table(routes=routes, keys=keys, control=control)
 
 
@@ -22,7 +42,9 @@ def current(deployment: Deployment, instances: list[Instance]) -> Instance | Non
     return (own or instances or [None])[-1]
 
 
-def _route(deployment: Deployment, instances: list[Instance]) -> Route:
+def _route(
+    deployment: Deployment, instances: list[Instance], listing: Listing, slots: Mapping[str, int]
+) -> Route:
     spec = deployment.spec
     newest = current(deployment, instances)
     return Route(
@@ -39,15 +61,29 @@ def _route(deployment: Deployment, instances: list[Instance]) -> Route:
             and not _is_ours(cord.public_api_path)
         },
         upstreams=[
-            Upstream(instance.id, instance.endpoint.host, instance.endpoint.port, instance.endpoint.api_key)
+            Upstream(
+                instance.id,
+                instance.endpoint.host,
+                instance.endpoint.port,
+                instance.endpoint.api_key,
+                slots[instance.id],
+            )
             for instance in instances
-            if instance.phase == Phase.READY and not instance.stopping and instance.endpoint
+            if instance.phase == Phase.READY
+            and not instance.stopping
+            and instance.endpoint
+            and instance.id in slots
         ],
         phase=str(newest.phase) if newest else str(Phase.PREPARING),
         detail=_detail(spec.name, newest),
         created=int(deployment.created),
         engine=deployment.plan.engine,
         max_model_len=newest.max_model_len if newest else None,
+        capabilities=deployment.capabilities,
+        aliases=listing.aliases,
+        slug=listing.slug,
+        concurrency=spec.concurrency,
+        price=listing.price,
     )
 
 

@@ -19,14 +19,15 @@ from pathlib import Path
 import psutil
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 import chutes
 from chutes.config import Config
-from chutes.control import api
+from chutes.control import api, api_usage
 from chutes.control.platform import Platform
 from chutes.control.running import Running, document, find_running, make_home, write_private
 from chutes.engine.process import place_of, sweep
-from chutes.exception import AlreadyExists
+from chutes.exception import AlreadyExists, PortTaken
 from chutes.wire import Upstream
 
 log = logging.getLogger(__name__)
@@ -66,17 +67,14 @@ async def _serve(config: Config, announce: Callable[[str], None]) -> None:
     token = secrets.token_urlsafe(32)
     listener = socket.create_server(("127.0.0.1", 0))
     control = Upstream("control", "127.0.0.1", listener.getsockname()[1], token)
+    metrics_listener = _metrics_listener(config.metrics_port)
     platform = Platform(config, control)
-    server = Server(
-        uvicorn.Config(
-            api.make(platform, token, stop.set),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # a `logs -f` would otherwise hold us for ever
-        )
-    )
-    serving = asyncio.create_task(server.serve([listener]))
+    server = _server(api.make(platform, token, stop.set))
+    serving = [asyncio.create_task(server.serve([listener]))]
+    servers = [server]
+    if metrics_listener is not None:
+        servers.append(_server(api_usage.metrics_only(platform)))
+        serving.append(asyncio.create_task(servers[-1].serve([metrics_listener])))
     try:
         await platform.start()
         url = f"http://{_shown(config.host)}:{platform.workers.port}"
@@ -95,10 +93,36 @@ async def _serve(config: Config, announce: Callable[[str], None]) -> None:
         log.info("going down")
     finally:
         await platform.close()
-        server.should_exit = True
-        await serving
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*serving)
         document(config).unlink(missing_ok=True)  # last: until then we can be found and waited for
         log.info("down")
+
+
+def _server(app: FastAPI) -> Server:
+    return Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # a `logs -f` would otherwise hold us for ever
+        )
+    )
+
+
+def _metrics_listener(port: int) -> socket.socket | None:
+    """For scrapers without a key, which is why it is of this machine alone. Raises PortTaken."""
+    if not port:
+        return None
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except OSError as error:
+        raise PortTaken(
+            f"127.0.0.1:{port} cannot be listened on for metrics: {error.strerror}.",
+            "Set CHUTES_METRICS_PORT to another port, or to 0 for none.",
+        ) from None
 
 
 class Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""What survives a restart: deployments and keys, in one SQLite file.
+"""What survives a restart: deployments, keys, slugs, prices and aliases, in one SQLite file.
 
 One writer: the platform's event loop. Calls are a millisecond each and rare (a deploy, a new key), so
 they are made straight from that loop.
@@ -15,9 +15,12 @@ from pydantic import ValidationError
 from chutes.control.keys import ApiKey
 from chutes.control.reconcile import Deployment
 from chutes.exception import AlreadyExists, ChutesError
+from chutes.wire import Price
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
+# The steps from an empty file to today's format. A step that has been released is never changed; a new
+# one is added, so that whatever version wrote a file, the rest of them brings it here.
+_STEPS = (
+    """
 CREATE TABLE deployments (
     chute_id TEXT PRIMARY KEY,
     name     TEXT NOT NULL,
@@ -31,7 +34,33 @@ CREATE TABLE api_keys (
     chute_ids  TEXT,                    -- JSON list, or NULL for all
     created_at REAL NOT NULL
 ) STRICT;
-"""
+""",
+    """
+ALTER TABLE api_keys ADD COLUMN expires_at REAL;             -- Unix seconds; this and the next: NULL for none
+ALTER TABLE api_keys ADD COLUMN requests_per_minute INTEGER;
+ALTER TABLE api_keys ADD COLUMN tokens_per_minute INTEGER;
+ALTER TABLE api_keys ADD COLUMN concurrency INTEGER;
+CREATE TABLE slugs (
+    chute_id TEXT PRIMARY KEY,
+    slug     TEXT NOT NULL UNIQUE
+) STRICT;
+CREATE TABLE prices (                   -- US dollars per million tokens
+    chute_id   TEXT PRIMARY KEY,
+    prompt     REAL NOT NULL,
+    completion REAL NOT NULL,
+    cached     REAL NOT NULL
+) STRICT;
+CREATE TABLE aliases (
+    alias    TEXT PRIMARY KEY,
+    chute_id TEXT NOT NULL              -- may be gone; then the alias waits for it
+) STRICT;
+""",
+)
+SCHEMA_VERSION = len(_STEPS)
+_KEY_COLUMNS = (
+    "api_key_id, name, digest, admin, chute_ids, created_at,"
+    " expires_at, requests_per_minute, tokens_per_minute, concurrency"
+)
 
 
 class Store:
@@ -54,8 +83,8 @@ class Store:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            for number, step in enumerate(_STEPS[version:], version + 1):
+                self._db.executescript(f"BEGIN; {step} PRAGMA user_version = {number}; COMMIT;")
         except sqlite3.DatabaseError as error:
             raise ChutesError(f"{path} cannot be used: {error}.", "Move it away to begin anew.") from None
         if version > SCHEMA_VERSION:
@@ -92,12 +121,12 @@ class Store:
         )
 
     def delete_deployment(self, chute_id: str) -> None:
-        self._db.execute("DELETE FROM deployments WHERE chute_id = ?", (chute_id,))
+        """Forget it with its slug and price. Aliases stay: the same chute may come back."""
+        for table in ("deployments", "slugs", "prices"):
+            self._db.execute(f"DELETE FROM {table} WHERE chute_id = ?", (chute_id,))
 
     def api_keys(self) -> list[ApiKey]:
-        rows = self._db.execute(
-            "SELECT api_key_id, name, digest, admin, chute_ids, created_at FROM api_keys ORDER BY created_at"
-        )
+        rows = self._db.execute(f"SELECT {_KEY_COLUMNS} FROM api_keys ORDER BY created_at")
         return [
             ApiKey(
                 api_key_id=key_id,
@@ -106,15 +135,21 @@ class Store:
                 admin=bool(admin),
                 chute_ids=json.loads(chute_ids) if chute_ids else None,
                 created_at=created_at,
+                expires_at=expires_at,
+                requests_per_minute=requests,
+                tokens_per_minute=tokens,
+                concurrency=concurrency,
             )
-            for key_id, name, digest, admin, chute_ids, created_at in rows
-        ]
+            for (
+                key_id, name, digest, admin, chute_ids, created_at, expires_at, requests, tokens, concurrency
+            ) in rows
+        ]  # fmt: skip
 
     def save_key(self, key: ApiKey) -> None:
         """Raises AlreadyExists when a key of that name is there."""
         try:
             self._db.execute(
-                "INSERT INTO api_keys VALUES (?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO api_keys ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     key.api_key_id,
                     key.name,
@@ -122,6 +157,10 @@ class Store:
                     key.admin,
                     None if key.chute_ids is None else json.dumps(key.chute_ids),
                     key.created_at,
+                    key.expires_at,
+                    key.requests_per_minute,
+                    key.tokens_per_minute,
+                    key.concurrency,
                 ),
             )
         except sqlite3.IntegrityError:
@@ -132,3 +171,32 @@ class Store:
 
     def delete_key(self, key_id: str) -> None:
         self._db.execute("DELETE FROM api_keys WHERE api_key_id = ?", (key_id,))
+
+    def slugs(self) -> dict[str, str]:
+        """Slug by chute id."""
+        return dict(self._db.execute("SELECT chute_id, slug FROM slugs"))
+
+    def save_slug(self, chute_id: str, slug: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO slugs VALUES (?, ?)", (chute_id, slug))
+
+    def prices(self) -> dict[str, Price]:
+        """Price by chute id; a chute without one costs nothing."""
+        rows = self._db.execute("SELECT chute_id, prompt, completion, cached FROM prices")
+        return {chute_id: Price(*price) for chute_id, *price in rows}
+
+    def save_price(self, chute_id: str, price: Price | None) -> None:
+        if price is None:
+            self._db.execute("DELETE FROM prices WHERE chute_id = ?", (chute_id,))
+        else:
+            row = (chute_id, price.prompt, price.completion, price.cached)
+            self._db.execute("INSERT OR REPLACE INTO prices VALUES (?, ?, ?, ?)", row)
+
+    def aliases(self) -> dict[str, str]:
+        """Chute id by alias, in the order of the alphabet."""
+        return dict(self._db.execute("SELECT alias, chute_id FROM aliases ORDER BY alias"))
+
+    def save_alias(self, alias: str, chute_id: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?)", (alias, chute_id))
+
+    def delete_alias(self, alias: str) -> None:
+        self._db.execute("DELETE FROM aliases WHERE alias = ?", (alias,))

@@ -9,9 +9,12 @@ from pydantic import BaseModel
 
 from chutes.chute.spec import ChuteSpec
 from chutes.control.deploying import Draft
+from chutes.control.keys import ApiKey, Limits
+from chutes.control.listing import FREE, Listing
 from chutes.control.reconcile import Deployment, Instance, World, retry_at
 from chutes.control.routes import current
 from chutes.engine.lifecycle import Phase
+from chutes.wire import Price
 
 
 class InstanceView(BaseModel):
@@ -53,6 +56,26 @@ class InstanceView(BaseModel):
         )
 
 
+class PriceView(BaseModel):
+    """US dollars per million tokens."""
+
+    chute_id: str
+    name: str
+    prompt: float
+    completion: float
+    cached: float
+
+    @classmethod
+    def of(cls, deployment: Deployment, price: Price) -> PriceView:
+        return cls(
+            chute_id=deployment.chute_id,
+            name=deployment.spec.name,
+            prompt=price.prompt,
+            completion=price.completion,
+            cached=price.cached,
+        )
+
+
 class ChuteView(BaseModel):
     chute_id: str
     name: str
@@ -71,9 +94,13 @@ class ChuteView(BaseModel):
     instances: list[InstanceView] = []
     scaling: dict[str, Any] = {}
     public_paths: list[str] = []
+    slug: str = ""
+    aliases: list[str] = []
+    price: PriceView | None = None
+    """None: requests cost nothing."""
 
     @classmethod
-    def of(cls, deployment: Deployment, world: World) -> ChuteView:
+    def of(cls, deployment: Deployment, world: World, listing: Listing) -> ChuteView:
         spec = deployment.spec
         assert spec.engine is not None
         instances = world.of(spec.uid)
@@ -105,6 +132,9 @@ class ChuteView(BaseModel):
                 "shutdown_after_seconds": spec.shutdown_after_seconds,
             },
             public_paths=sorted({cord.public_api_path for cord in spec.cords if cord.public_api_path}),
+            slug=listing.slug,
+            aliases=listing.aliases,
+            price=PriceView.of(deployment, listing.price) if listing.price != FREE else None,
         )
 
 
@@ -121,18 +151,46 @@ class DeployView(BaseModel):
     """The same version was running already."""
 
 
-class KeyRequest(BaseModel):
+class PriceRequest(BaseModel):
+    """US dollars per million tokens."""
+
+    prompt: float
+    completion: float
+    cached: float | None = None
+    """Of prompt tokens that the engine had in its cache; None: as other prompt tokens."""
+
+
+class AliasRequest(BaseModel):
+    alias: str
+    chute_ids: list[str]
+    """Names or ids."""
+
+
+class AliasView(BaseModel):
+    alias: str
+    chute_ids: list[str]
+    chute_names: list[str]
+    """Empty while the chute is not deployed."""
+
+
+class KeyRequest(Limits):
     name: str
     admin: bool = False
     chutes: list[str] | None = None
     """Names or ids of the only chutes it may call."""
 
 
-class KeyView(BaseModel):
+class KeyView(Limits):
     api_key_id: str
     name: str
     admin: bool
     chute_ids: list[str] | None
     created_at: float
+    last_used_at: float | None = None
+    """Unix seconds."""
     secret_key: str | None = None
     """The key itself: in the answer to its creation, and never again."""
+
+    @classmethod
+    def of(cls, key: ApiKey, last_used_at: float | None = None, secret_key: str | None = None) -> KeyView:
+        return cls(**key.model_dump(), last_used_at=last_used_at, secret_key=secret_key)

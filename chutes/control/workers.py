@@ -14,14 +14,26 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
+from chutes.board import Board
 from chutes.config import Config
+from chutes.control.metering import USAGE_PREFIX
 from chutes.exception import ChutesError, PortTaken
-from chutes.wire import Drain, FromWorker, Listening, Publish, Table, ToWorker, UpstreamLost
+from chutes.wire import (
+    Drain,
+    FromWorker,
+    Listening,
+    Publish,
+    Table,
+    ToWorker,
+    UpstreamLost,
+    Usage,
+    Wake,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +44,7 @@ DRAIN_SECONDS = 10.0  # what `chutes down` gives requests in flight
 RESTART_SECONDS = 0.2
 QUICK_DEATH_SECONDS = 2.0
 QUICK_DEATHS = 5
+LINE_BYTES = 16 << 20  # the longest message: a quarter of a second's requests are a few hundred KiB
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(FromWorker)
@@ -76,8 +89,22 @@ def listen(host: str, port: int, slots: int, shared: bool = False) -> list[socke
     return sockets
 
 
+class Ears(Protocol):
+    """Who listens to what workers say. Called on the loop; must not block."""
+
+    def upstream_lost(self, lost: UpstreamLost) -> None: ...
+
+    def wake(self, chute_id: str) -> None: ...
+
+    def usage(self, message: bytes | Usage) -> None:
+        """Requests that have ended: the message, or its line as it came, to be read later."""
+        ...
+
+
 @dataclass
 class _Slot:
+    row: int
+    """Its worker's row on the board."""
     listener: socket.socket
     process: asyncio.subprocess.Process | None = None
     writer: asyncio.StreamWriter | None = None
@@ -88,9 +115,10 @@ class _Slot:
 class Workers:
     """The gateway's processes."""
 
-    def __init__(self, config: Config, lost: Callable[[UpstreamLost], None]) -> None:
+    def __init__(self, config: Config, ears: Ears) -> None:
         self._config = config
-        self._lost = lost
+        self._ears = ears
+        self.board = Board.create(rows=config.workers)
         self._table: Table | None = None
         self._slots: list[_Slot] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -106,7 +134,7 @@ class Workers:
         self._table = table
         sockets = listen(self._config.host, self._config.port, self._config.workers)
         self.port = sockets[0].getsockname()[1]
-        self._slots = [_Slot(listener) for listener in sockets]
+        self._slots = [_Slot(row, listener) for row, listener in enumerate(sockets)]
         self._tasks = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -137,7 +165,12 @@ class Workers:
                 await task
 
     def pids(self) -> list[int]:
-        return [slot.process.pid for slot in self._slots if slot.process and slot.process.returncode is None]
+        return list(self.pid_by_row().values())
+
+    def pid_by_row(self) -> dict[int, int]:
+        """Workers that run."""
+        processes = {slot.row: slot.process for slot in self._slots}
+        return {row: p.pid for row, p in processes.items() if p is not None and p.returncode is None}
 
     def _send(self, slot: _Slot, message: ToWorker) -> None:
         if slot.writer is not None and not slot.writer.is_closing():
@@ -154,6 +187,7 @@ class Workers:
                 code = type(error).__name__
             if self._closing:
                 return
+            self.board.clear(slot.row)  # what it had in flight is in flight no more
             slot.quick_deaths = slot.quick_deaths + 1 if time.monotonic() - began < QUICK_DEATH_SECONDS else 0
             log.warning("gateway worker ended with status %s; starting another", code)
             await asyncio.sleep(RESTART_SECONDS if slot.quick_deaths < QUICK_DEATHS else QUICK_DEATH_SECONDS)
@@ -166,8 +200,10 @@ class Workers:
                 "--channel", str(theirs.fileno()),
                 "--listen", str(slot.listener.fileno()),
                 "--max-body", str(self._config.max_body_bytes),
+                "--board", str(self.board.fd),
+                "--row", str(slot.row),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), slot.listener.fileno()),
+                pass_fds=(theirs.fileno(), slot.listener.fileno(), self.board.fd),
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,  # Ctrl-C at a terminal is for the platform alone
             )  # fmt: skip
@@ -176,17 +212,39 @@ class Workers:
             raise
         finally:
             theirs.close()
-        reader, slot.writer = await asyncio.open_connection(sock=ours, limit=16 << 20)
+        reader, slot.writer = await asyncio.open_connection(sock=ours, limit=LINE_BYTES)
         assert self._table is not None
         self._send(slot, Publish(self._table))
         if self._closing:
             self._send(slot, Drain(DRAIN_SECONDS))
-        with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
-                match _decoder.decode(line):
-                    case Listening():
-                        slot.ready.set()
-                    case UpstreamLost() as lost:
-                        self._lost(lost)
-        slot.writer.close()
-        return await slot.process.wait()
+        try:
+            with contextlib.suppress(ConnectionError):
+                # A last line without its end is what a killed worker did not get to say.
+                while (line := await reader.readline()).endswith(b"\n"):
+                    self._hear(slot, line)
+        except BaseException:
+            slot.process.kill()  # nobody listens to it any more, and the next one gets its row
+            raise
+        finally:
+            slot.writer.close()
+            code = await slot.process.wait()
+        return code
+
+    def _hear(self, slot: _Slot, line: bytes) -> None:
+        if line.startswith(USAGE_PREFIX):
+            self._ears.usage(line)
+            return
+        try:
+            message = _decoder.decode(line)
+        except msgspec.MsgspecError:
+            log.exception("a gateway worker sent what cannot be understood")
+            return
+        match message:
+            case Listening():
+                slot.ready.set()
+            case UpstreamLost():
+                self._ears.upstream_lost(message)
+            case Wake(chute_id):
+                self._ears.wake(chute_id)
+            case Usage():
+                self._ears.usage(message)

@@ -8,10 +8,14 @@ straight line, without a task, a future or a copy that it does not need:
     chunked.py    chunked bodies: where they end, what is in them   (pure)
     service.py    a request → an answer, a refusal, or an order to forward
       access.py   whose key this is                             (pure)
+      quota.py    what its key has left of its limits       (pure)
       routing.py  which chute and which of its paths            (pure)
+      scores.py   in which order the chutes of a list           (pure)
       answers.py  error objects and the list of models          (pure)
     exchange.py   one order → attempts on instances, until one answers
       balance.py  which instance                                (pure)
+      breaker.py  which instances are left out for now          (pure)
+      waiting.py  whose turn it is when all are busy        (pure)
       upstream.py connections to instances, and their pool      (protocol)
       relay.py    an engine's bytes → the client's bytes        (pure)
     worker.py     the process: channel to control, listening, draining

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from chutes.board import Board
 from chutes.gateway import worker
 
 
@@ -14,8 +15,11 @@ def main() -> None:
     )
     parser.add_argument("--listen", type=int, required=True, metavar="FD", help="inherited listening socket")
     parser.add_argument("--max-body", type=int, required=True, metavar="BYTES", help="largest request body")
+    parser.add_argument("--board", type=int, metavar="FD", help="inherited memory of shared counters")
+    parser.add_argument("--row", type=int, default=0, help="this worker's row in it")
     arguments = parser.parse_args()
-    worker.run(arguments.channel, arguments.listen, arguments.max_body)
+    board = Board.create(rows=1).fd if arguments.board is None else arguments.board
+    worker.run(arguments.channel, arguments.listen, arguments.max_body, Board(board, arguments.row))
 
 
 if __name__ == "__main__":

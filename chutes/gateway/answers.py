@@ -100,8 +100,26 @@ def serialise(answer: Answer, request_id: bytes, *, close: bool = False, head_on
     )
 
 
+FEATURES = {
+    "json_mode": "json_schema",
+    "structured_outputs": "json_schema",
+    "tools": "tools",
+    "reasoning": "reasoning",
+}
+"""The published platform's names of features → ours of capabilities, in its order."""
+
+
 def model_object(route: wire.Route) -> dict[str, Any]:
-    """One entry of `/v1/models`: OpenAI's fields, then the published platform's, then `state`."""
+    """One entry of `/v1/models`: OpenAI's fields, then the published platform's, then `state` and `aliases`.
+
+    Prices are US dollars per million tokens, as there.
+    """
+    able = route.capabilities
+    price = {
+        "prompt": route.price.prompt,
+        "completion": route.price.completion,
+        "input_cache_read": route.price.cached,
+    }
     return {
         "id": route.name,
         "object": "model",
@@ -111,9 +129,28 @@ def model_object(route: wire.Route) -> dict[str, Any]:
         "chute_id": route.chute_id,
         "max_model_len": route.max_model_len,
         "context_length": route.max_model_len,
+        # Engines let an answer use what the prompt leaves.
+        "max_output_length": route.max_model_len if "embeddings" not in able else None,
+        "input_modalities": ["text", "image"] if "vision" in able else ["text"],
+        "output_modalities": [_output(able)],
+        "supported_features": [feature for feature, needed in FEATURES.items() if needed in able],
+        "confidential_compute": False,
+        "price": {
+            "input": {"usd": route.price.prompt},
+            "output": {"usd": route.price.completion},
+            "input_cache_read": {"usd": route.price.cached},
+        },
+        "pricing": price,
         # While a new version starts, its phase is not what a caller meets: the old one still answers.
-        "state": "ready" if route.upstreams else route.phase,
+        "state": "ready" if route.upstreams else "asleep" if route.asleep else route.phase,
+        "aliases": route.aliases,
     }
+
+
+def _output(capabilities: list[str]) -> str:
+    if "embeddings" in capabilities:
+        return "embedding"
+    return "image" if "images" in capabilities else "text"
 
 
 def model_list(routes: Iterable[wire.Route]) -> Answer:
@@ -145,9 +182,8 @@ def starting() -> Refusal:
     )
 
 
-def not_ready(route: wire.Route, retry_after: int) -> Refusal:
-    """For a chute without a ready instance. One that has failed will not answer sooner for being asked."""
-    hopeless = route.phase in ("failed", "stopped")
-    headers = b"x-should-retry: false\r\n" if hopeless else b"Retry-After: %d\r\n" % retry_after
+def not_ready(route: wire.Route) -> Refusal:
+    """For a chute that has failed or was stopped. It will not answer sooner for being asked again."""
+    headers = b"x-should-retry: false\r\n"
     detail = route.detail or f"Chute {route.name!r} has no ready instance ({route.phase})."
     return Refusal(503, "chute_not_ready", detail, headers=headers)

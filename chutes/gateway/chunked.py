@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from chutes.exception import ChutesError
 from chutes.gateway import limits
@@ -40,6 +41,9 @@ class ChunkScanner:
         Returns: how many of them belong to this body: all, unless it `ended`.
         Raises: BadChunk.
         """
+        if payload is None and not self._left and not self._carry and self._is_one_chunk(data):
+            self.boundary = len(data)
+            return len(data)
         carried = len(self._carry)
         if carried:
             data = self._carry + data
@@ -80,6 +84,15 @@ class ChunkScanner:
         self.boundary = max(0, boundary - carried)
         return position - carried
 
+    @staticmethod
+    def _is_one_chunk(data: bytes) -> bool:
+        """Whether these are one whole chunk, not the last: what a read brings while an engine streams."""
+        line = SIZE_LINE.match(data)
+        if line is None:
+            return False
+        length = int(line[1], 16)
+        return length > 0 and line.end() + length + 2 == len(data) and data.endswith(b"\r\n")
+
     def _inside(self, data: bytes, position: int, left: int, payload: list[bytes] | None) -> tuple[int, int]:
         """Move through the open chunk; its last two bytes must be CRLF."""
         end = min(position + left, len(data))
@@ -92,6 +105,16 @@ class ChunkScanner:
         if payload is not None and left > 2:
             payload.append(data[position : position + min(left - 2, end - position)])
         return end, rest
+
+
+def edit_chunks(data: bytes, edit: Callable[[bytes], bytes]) -> bytes:
+    """Whole chunks as one, whose payload went through `edit`; none at all if that left nothing."""
+    scanner = ChunkScanner()
+    payload: list[bytes] = []
+    scanner.feed(data, payload)
+    text = edit(b"".join(payload))
+    chunk = b"%x\r\n%b\r\n" % (len(text), text) if text else b""
+    return chunk + b"0\r\n\r\n" if scanner.ended else chunk
 
 
 def _unfinished(data: bytes, position: int) -> bytes:

@@ -23,7 +23,10 @@ from chutes.gateway import answers, limits
 from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.chunked import BadChunk, ChunkScanner
 from chutes.gateway.exchange import Exchange
-from chutes.gateway.http import REQUEST_ID, RequestHead, bad, parse_request_head
+from chutes.gateway.heads import AnswerHeads, Remembered
+from chutes.gateway.http import REQUEST_ID, RequestHead, bad
+from chutes.gateway.meter import Meter, monotonic
+from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.service import Service
 
@@ -33,9 +36,13 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Clients:
     """All client connections of a worker, and what they share."""
 
-    def __init__(self, service: Service, report: Callable[[wire.UpstreamLost], None]) -> None:
+    def __init__(self, service: Service, send: Callable[[wire.FromWorker], None]) -> None:
         self.service = service
-        self.report = report
+        self.report: Callable[[wire.UpstreamLost | wire.Wake], None] = send
+        self.meter = Meter(send)
+        self.quota = Quota(service.board)
+        self.no_heads = AnswerHeads()
+        """What an answer is read with until its engine is chosen."""
         self.connections: set[ClientConnection] = set()
         self.tick = 0
         """Seconds since the start, as the sweep counts them; what bounds on time are measured in."""
@@ -59,7 +66,7 @@ class Clients:
         self.tick += 1
         for connection in list(self.connections):
             connection.sweep(self.tick)
-        self.service.upstreams.sweep(self.tick)
+        self.service.upstreams.sweep(self.tick, monotonic())
 
     def drain(self) -> None:
         """Close what is idle now, and every other connection after the answer that it waits for."""
@@ -84,6 +91,8 @@ class ClientConnection(asyncio.Protocol):
         "_buffer",
         "_clients",
         "_exchange",
+        "_known",
+        "_length",
         "_lingering",
         "_reading_paused",
         "_request",
@@ -104,8 +113,12 @@ class ClientConnection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._arrived = 0
         """Bytes in `_body`."""
+        self._length = 0
+        """Bytes that it will have, unless it is chunked."""
         self._scanner: ChunkScanner | None = None
         self._exchange: Exchange | None = None
+        self._known: Remembered[RequestHead] | None = None
+        """The last head that came, if it is likely to come again."""
         self._lingering = False
         self._blocked = False
         """The client does not read: our write buffer is over its high-water mark."""
@@ -124,10 +137,22 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(Refusal(503, "too_many_connections", "Too many connections.", close=True))
 
     def data_received(self, data: bytes) -> None:
+        known = self._known
         if self._exchange is not None:
             self._buffer += data
             if len(self._buffer) > limits.PIPELINE_BYTES:
                 self._pause_reading()
+        elif (
+            # What most reads are: the whole of a next request, under the head of the last one.
+            known is not None
+            and self._request is None
+            and not self._buffer
+            and not self._blocked
+            and not self._lingering
+            and (body := known.body(data)) is not None
+        ):
+            self._since = self._clients.tick
+            self._dispatch(known.head, body)
         elif not self._lingering:
             self._advance(data)
 
@@ -242,13 +267,6 @@ class ClientConnection(asyncio.Protocol):
         except Refusal as refusal:
             refusal.close = True  # its request was not read to the end, so nothing after it can be
             self.refuse(refusal)
-        except Exception as error:
-            # A defect of ours must cost one connection, not its client's patience. The traceback goes to
-            # the log; it names no request, header or key.
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": "request failed", "exception": error}
-            )
-            self.refuse(Refusal(500, "internal_error", "The gateway failed on this request.", close=True))
 
     def _read_head(self, data: bytes) -> bytes:
         """Take one head from the front of `data`, and its request if that is whole; return the rest.
@@ -260,20 +278,20 @@ class ClientConnection(asyncio.Protocol):
             return self._keep_partial_head(data, end)
         if data.startswith(b"\r\n"):  # old clients end a body with a CRLF that belongs to nothing
             return data[2:]
-        request = parse_request_head(data[:end])
+        request, length, self._known = self._clients.service.heads.read(data, end)
         self._request = request
         self._request_id = b""
         data = data[end + 4 :]
-        if not request.chunked and request.length <= len(data):
-            length = request.length
+        if not request.chunked and length <= len(data):
             if length == len(data):
                 self._dispatch(request, data)
                 return b""
             self._dispatch(request, data[:length])
             return data[length:]
-        if isinstance(self._clients.service.admit(request, time.time()), Answer):
+        if isinstance(self._clients.service.admit(request, length, time.time()), Answer):
             # Such paths ask for no key, so a stranger could have us buffer bodies for nothing.
             raise bad("This path takes no request body.")
+        self._length = length
         self._since = self._request_started = self._clients.tick
         if request.chunked:
             self._scanner = ChunkScanner()
@@ -294,11 +312,11 @@ class ClientConnection(asyncio.Protocol):
         self._since = self._clients.tick
         scanner = self._scanner
         if scanner is None:
-            missing = request.length - self._arrived
+            missing = self._length - self._arrived
             part, rest = (data, b"") if len(data) <= missing else (data[:missing], data[missing:])
             self._body.append(part)
             self._arrived += len(part)
-            whole = self._arrived == request.length
+            whole = self._arrived == self._length
         else:
             before = len(self._body)
             try:
@@ -322,22 +340,45 @@ class ClientConnection(asyncio.Protocol):
 
     def _dispatch(self, request: RequestHead, body: bytes) -> None:
         clients = self._clients
-        request_id = self._request_id = clients.request_id(request)
-        close = clients.draining or not request.keep_alive
-        head_only = request.method == b"HEAD"
+        self._request = request
+        self._request_id = request_id = clients.request_id(request)
         try:
             outcome = clients.service.serve(request, body, time.time())
+            if isinstance(outcome, Answer):
+                self._answer(request, outcome)
+                return
+            relay = AnswerRelay(clients.no_heads, request_id)
+            if clients.draining or not request.keep_alive:
+                relay.lasting = relay.keep_alive = False
+            if request.http_1_0:
+                relay.http_1_0 = True
+            if request.method == b"HEAD":
+                relay.head_only = True
+            if not outcome.shows_usage:
+                relay.hides_usage = True
+            if outcome.twins:
+                relay.twins = True
+            self._exchange = exchange = Exchange(self, clients, outcome, relay)
+            exchange.start()
         except Refusal as refusal:  # caught here, as what follows on the connection can still be served
             self.refuse(refusal)
-            return
-        if isinstance(outcome, Answer):
-            self._request = None
-            self._transport.write(answers.serialise(outcome, request_id, close=close, head_only=head_only))
-            self._end_answer(not close)
-            return
-        relay = AnswerRelay(request_id, http_1_0=request.http_1_0, head_only=head_only, close=close)
-        self._exchange = Exchange(self, clients, outcome, relay)
-        self._exchange.start()
+        except Exception as error:
+            # A defect of ours must cost one connection, not its client's patience. The traceback goes to
+            # the log; it names no request, header or key.
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "request failed", "exception": error}
+            )
+            if self._exchange is not None:
+                self._exchange.cancel()
+            self.refuse(Refusal(500, "internal_error", "The gateway failed on this request.", close=True))
+
+    def _answer(self, request: RequestHead, answer: Answer) -> None:
+        """Send an answer that needed no engine."""
+        self._request = None
+        close = self._clients.draining or not request.keep_alive
+        head_only = request.method == b"HEAD"
+        self._transport.write(answers.serialise(answer, self._request_id, close=close, head_only=head_only))
+        self._end_answer(not close)
 
     # Ends
 

@@ -9,18 +9,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Protocol
+from zlib import crc32
 
 from chutes import wire
-from chutes.gateway import limits
+from chutes.gateway import breaker, limits
 from chutes.gateway.answers import Refusal
+from chutes.gateway.breaker import HEALTHY
+from chutes.gateway.events import Usage
 from chutes.gateway.http import BadAnswer
+from chutes.gateway.meter import Meter, monotonic
+from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
+from chutes.gateway.scores import scored
 from chutes.gateway.service import Order
-from chutes.gateway.upstream import PENALTY, Instance, UpstreamConnection
+from chutes.gateway.upstream import Instance, UpstreamConnection, hopeless
+from chutes.gateway.waiting import Ticket, Why
 
 JOIN_BYTES = 16 * 1024
 """Up to here one copy of the body is cheaper than a second entry in the socket's write queue."""
 
+
+CLIENT_GONE = 499
+"""Status of a record, as in nginx's log, of a client that left before there was any."""
 
 _connecting: set[asyncio.Task[None]] = set()
 """Connections being made: the event loop itself keeps only weak references to tasks."""
@@ -46,60 +56,108 @@ class Surroundings(Protocol):
     """What an exchange shares with all others of the worker."""
 
     tick: int
+    meter: Meter
+    quota: Quota
 
-    report: Callable[[wire.UpstreamLost], None]
+    report: Callable[[wire.UpstreamLost | wire.Wake], None]
 
 
 class Exchange:
     """Created with an order, started once; ends by exactly one of the client's last three methods, or by
-    `cancel` when the client has gone."""
+    `cancel` when the client has gone. However it ends, it is recorded once."""
 
-    __slots__ = (
-        "_avoid",
-        "_broke",
-        "_client",
-        "_connection",
-        "_heard",
-        "_instance",
-        "_order",
-        "_paused",
-        "_relay",
-        "_worker",
-    )
+    # Defaults stand here: most exchanges change few of them, and setting costs more than reading.
+    _instance: Instance | None = None
+    """The one being tried; None while waiting and when the exchange is over."""
+    _connection: UpstreamConnection | None = None
+    _ticket: Ticket[Exchange] | None = None
+    """Its place in the line of its chute, while it waits there."""
+    _counted = False
+    """Its key's quota has it in flight."""
+    _tried: Instance | None = None
+    """The last one that was tried, for the record."""
+    _avoid: tuple[Instance, ...] = ()
+    """Instances that failed this order."""
+    _broke = False
+    """One has taken the order and broken off before it answered; it does not get a third chance."""
+    _paused = False
+    _retries = 0
+    _queued = 0.0
+    """Seconds in the line."""
+    _first = 0.0
+    """When the first byte of the answer went out; monotonic, as all times here."""
+    _last = 0.0
+    """When the last part of a stream did."""
+    _chunks = 0
 
     def __init__(self, client: Client, worker: Surroundings, order: Order, relay: AnswerRelay) -> None:
         self._client = client
         self._worker = worker
         self._order = order
         self._relay = relay
-        self._instance: Instance | None = None
-        """The one being tried; None when the exchange is over."""
-        self._connection: UpstreamConnection | None = None
-        self._avoid: tuple[Instance, ...] = ()
-        """Instances that failed this order."""
-        self._broke = False
-        """One has taken the order and broken off before it answered; it does not get a third chance."""
-        self._paused = False
         self._heard = worker.tick
+        self._started = monotonic()
+
+    @property
+    def prefix(self) -> int | None:
+        return self._order.prefix
 
     def start(self) -> None:
-        instance = self._order.group.choose()
-        assert instance is not None, "service.py makes no order for an empty group"
+        """Go to an instance, or into the line. A refusal is answered, not raised."""
+        order, now = self._order, self._started
+        key = order.standing.key
+        if key.slot is not None:
+            if refusal := self._worker.quota.begin(key, now):
+                self.give_up(refusal)
+                return
+            self._counted = True
+            self._relay.fields = self._worker.quota.headers(key, now)
+        group = order.group
+        instance = None if len(group.line) else group.choose(now, order.prefix)
+        if instance is not None:
+            self._try(instance)
+        else:
+            self._wait()
+
+    def proceed(self, instance: Instance) -> None:
+        """Its turn has come."""
+        self._ticket = None
+        self._heard = self._worker.tick
+        self._queued = monotonic() - self._started
         self._try(instance)
+
+    def give_up(self, refusal: Refusal) -> None:
+        """Answer with an error; no instance has it."""
+        self._ticket = None
+        self._client.refuse(refusal)
+        self._record(refusal.status, refusal.code)
 
     def received(self, data: bytes) -> None:
         """Bytes from the engine. The hot path: called for every chunk of every stream."""
-        self._heard = self._worker.tick
-        relay = self._relay
+        worker, relay = self._worker, self._relay
+        self._heard = worker.tick
         try:
             out = relay.feed(data)
         except BadAnswer as error:
             self._break_off(f"it sent what is not HTTP: {error}")
             return
+        if relay.status >= 500 and not self._chunks and self._elsewhere():
+            return
         if relay.done:
+            instance = self._instance
+            if instance is not None and (relay.status >= 500 or instance.health is not HEALTHY):
+                self._judge(instance)
             self._release(reusable=relay.reusable)
             self._client.complete(out, relay.keep_alive)
+            self._record(relay.status)
         elif out:
+            now = monotonic()
+            if not self._chunks:
+                self._first = now
+            else:
+                worker.meter.gap(now - self._last)
+            self._last = now
+            self._chunks += 1
             self._client.pass_on(out)
 
     def lost(self, exc: Exception | None) -> None:
@@ -108,6 +166,7 @@ class Exchange:
         if exc is None and relay.ends_by_close():
             self._release(reusable=False)
             self._client.complete(b"", False)
+            self._record(relay.status)
             return
         connection, instance = self._connection, self._instance
         if connection is not None and connection.reused and relay.silent and instance is not None:
@@ -120,7 +179,10 @@ class Exchange:
 
     def cancel(self) -> None:
         """The client has gone: break the engine's connection, which is how an engine learns to stop."""
+        if self._ticket is not None:
+            self._order.group.line.cancel(self._ticket)
         self._release(reusable=False)
+        self._record(self._relay.status or CLIENT_GONE, "client_gone")
 
     def pause(self) -> None:
         """The client is slow: stop reading from the engine, so that TCP slows it down."""
@@ -138,9 +200,30 @@ class Exchange:
         if tick - self._heard >= limits.ANSWER_SECONDS and not self._paused:
             self._fail(504, "upstream_timeout", f"has said nothing for {limits.ANSWER_SECONDS} s")
 
+    def _wait(self) -> None:
+        """Join the line of the chute: all of its instances are busy, or it has none yet."""
+        order = self._order
+        group = order.group
+        why = Why.BUSY
+        if not group.instances:
+            if refusal := hopeless(group.route):
+                self.give_up(refusal)
+                return
+            why = Why.STARTING
+            if group.route is not None and group.route.asleep and group.woken != self._worker.tick:
+                group.woken = self._worker.tick
+                self._worker.report(wire.Wake(group.route.chute_id))
+        try:
+            self._ticket = group.line.add(self, order.standing.key.key_id, why, self._started)
+        except Refusal as refusal:
+            self.give_up(refusal)
+
     def _try(self, instance: Instance, *, fresh: bool = False) -> None:
-        self._instance = instance
+        self._instance = self._tried = instance
+        self._relay.heads = instance.heads
         instance.begin()
+        if instance.health is not HEALTHY:
+            instance.health = breaker.tried(instance.health, monotonic())
         connection = None if fresh else instance.take()
         if connection is not None:
             self._send(connection)
@@ -167,43 +250,37 @@ class Exchange:
         self._connection = connection
         connection.exchange = self
         order = self._order
-        head = b"".join(
-            (
-                order.line,
-                b" HTTP/1.1\r\n",
-                connection.instance.fields,
-                *order.fields,
-                b"X-Request-Id: %b\r\n\r\n" % self._relay.request_id,
-            )
-        )
-        if len(order.body) <= JOIN_BYTES:
-            connection.transport.write(head + order.body)
+        body = order.body
+        parts = (order.head, connection.instance.fields, self._relay.request_id)
+        if len(body) <= JOIN_BYTES:
+            connection.transport.write(b"%b%bX-Request-Id: %b\r\n\r\n%b" % (*parts, body))
         else:
-            connection.transport.write(head)
-            connection.transport.write(order.body)
+            connection.transport.write(b"%b%bX-Request-Id: %b\r\n\r\n" % parts)
+            connection.transport.write(body)
 
     def _release(self, *, reusable: bool) -> None:
         """Let go of instance and connection; break the connection if it cannot be used again."""
         instance, connection = self._instance, self._connection
         self._instance = self._connection = None
-        if instance is not None:
-            instance.end()
         if connection is not None:
             connection.exchange = None
             if reusable and instance is not None:
                 instance.give_back(connection, self._worker.tick)
             else:
                 connection.transport.abort()
+        if instance is not None:
+            instance.end()
+            group = self._order.group
+            if len(group.line):
+                group.serve(monotonic())
 
     def _unreachable(self, instance: Instance, error: Exception) -> None:
         """No connection, so no harm done: any other instance will do."""
         self._report(instance, f"cannot connect: {error or type(error).__name__}")
+        instance.health = breaker.unreachable(instance.health, monotonic())
         self._release(reusable=False)
         self._avoid = (*self._avoid, instance)
-        other = self._order.group.choose(self._avoid)
-        if other is not None:
-            self._try(other)
-        else:
+        if not self._another():
             self._fail(503, "upstream_unreachable", "cannot be reached")
 
     def _break_off(self, error: str) -> None:
@@ -211,40 +288,114 @@ class Exchange:
         instance = self._instance
         assert instance is not None
         self._report(instance, error)
+        instance.health = breaker.failed(instance.health, crc32(self._order.body), monotonic())
         if self._relay.begun or self._broke or not self._order.repeatable:
             self._fail(502, "upstream_broke_off", "broke off before its answer was whole")
             return
         self._release(reusable=False)
         self._broke = True
         self._avoid = (*self._avoid, instance)
-        old = self._relay
-        self._relay = AnswerRelay(
-            old.request_id, http_1_0=old.http_1_0, head_only=old.head_only, close=not old.keep_alive
-        )
-        other = self._order.group.choose(self._avoid)
-        if other is not None:
-            self._try(other)
-        elif instance.retired:
+        self._relay = self._relay.again()
+        if self._another():
+            return
+        if instance.retired:
             self._fail(502, "upstream_broke_off", "broke off before its answer was whole")
         else:
+            self._retries += 1
             self._try(instance, fresh=True)
+
+    def _elsewhere(self) -> bool:
+        """After a 5xx of which nothing has been passed on: ask another instance, if there is one."""
+        instance, order = self._instance, self._order
+        if instance is None or not breaker.is_failure(self._relay.status):
+            return False
+        if self._broke or not order.repeatable or len(order.group.instances) - len(self._avoid) < 2:
+            return False
+        other = order.group.choose(monotonic(), order.prefix, (*self._avoid, instance))
+        if other is None:
+            return False
+        self._judge(instance)
+        self._release(reusable=self._relay.done and self._relay.reusable)
+        self._avoid = (*self._avoid, instance)
+        self._relay = self._relay.again()
+        self._retries += 1
+        self._try(other)
+        return True
+
+    def _another(self) -> bool:
+        """Try an instance that has not failed this order; of the next chute, if a list was asked for."""
+        order: Order | None = self._order
+        while order is not None:
+            other = order.group.choose(monotonic(), order.prefix, self._avoid)
+            if other is not None:
+                self._order = order
+                self._retries += 1
+                self._try(other)
+                return True
+            order = order.otherwise
+        return False
+
+    def _judge(self, instance: Instance) -> None:
+        """Take what an answer says of its instance into account."""
+        now = monotonic()
+        if breaker.is_failure(self._relay.status):
+            instance.health = breaker.failed(instance.health, crc32(self._order.body), now)
+        else:
+            instance.health = breaker.succeeded(instance.health, now)
 
     def _fail(self, status: int, code: str, what: str) -> None:
         self._release(reusable=False)
         headers = b"Retry-After: 1\r\n" if status == 503 else b""
         refusal = Refusal(status, code, f"An instance of {self._order.name} {what}.", headers=headers)
-        if not self._relay.begun:
-            self._client.refuse(refusal)
+        relay = self._relay
+        if not relay.begun:
+            self.give_up(refusal)
             return
-        event = self._relay.error_event(refusal.body())
+        event = relay.error_event(refusal.body())
         if event is None:
             self._client.abort()
         else:
             self._client.complete(event, False)
+        self._record(relay.status, code)
+
+    def _record(self, status: int, error: str = "") -> None:
+        """Count what has ended. Times are kept relative to its start."""
+        order, relay, instance = self._order, self._relay, self._tried
+        standing = order.standing
+        started, now, meter = self._started, monotonic(), self._worker.meter
+        first = (self._first or now) - started if relay.begun else 0.0
+        # A stream that was cut has told nothing: engines send some one token a chunk.
+        usage = relay.usage or Usage(0, max(0, self._chunks - 1), 0)
+        if self._counted:
+            self._worker.quota.end(standing.key, usage[0] + usage[1], now)
+        if self._chunks > 1 and usage[1]:
+            order.group.score = scored(order.group.score, first, now - started, usage[1])
+        meter.add(
+            wire.Record(
+                relay.request_id.decode(),
+                standing.key.key_id,
+                order.group.chute_id or "",
+                instance.upstream.instance_id if instance is not None else "",
+                standing.method,
+                standing.path,
+                order.model[: limits.NAME_CHARACTERS],
+                status,
+                error,
+                meter.started(started),
+                self._queued,
+                first,
+                now - started,
+                usage[0],
+                usage[1],
+                usage[2],
+                self._chunks,
+                self._retries,
+                order.stream,
+            )
+        )
 
     def _report(self, instance: Instance, error: str) -> None:
         """Tell control, at most once a second and instance: a thousand requests may break at once."""
-        instance.penalty = PENALTY
         if instance.chute_id is not None and instance.last_report != self._worker.tick:
             instance.last_report = self._worker.tick
             self._worker.report(wire.UpstreamLost(instance.chute_id, instance.upstream.instance_id, error))

@@ -7,11 +7,18 @@ character or two opinions about a length end the connection.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import re
+from typing import TYPE_CHECKING
 
 from chutes.exception import ChutesError
 from chutes.gateway import limits
 from chutes.gateway.answers import Refusal
+from chutes.wire import key_digest
+
+if TYPE_CHECKING:
+    from chutes.gateway.service import Standing
 
 TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n]*)?")
@@ -67,10 +74,14 @@ RESPONSE_NAMES |= {name.lower(): meaning for name, meaning in RESPONSE_NAMES.ite
 
 
 class RequestHead:
-    """What the head of a request says. `headers` has lower-case names; repeated ones are joined."""
+    """What the head of a request says. `headers` has lower-case names; repeated ones are joined.
+
+    The key that came with it is not in there, only its digest.
+    """
 
     __slots__ = (
         "chunked",
+        "credential",
         "expects_continue",
         "headers",
         "http_1_0",
@@ -79,6 +90,8 @@ class RequestHead:
         "method",
         "path",
         "query",
+        "shape",
+        "standing",
     )
 
     def __init__(
@@ -95,6 +108,12 @@ class RequestHead:
         self.length = 0
         """Of the body; 0 when chunked."""
         self.expects_continue = False
+        self.credential: str | None = None
+        """`wire.key_digest` of the key that was sent."""
+        self.shape: bytes | None = None
+        """What `heads.py` may remember it by."""
+        self.standing: Standing | None = None
+        """What `service.py` found out about it, for when it comes again."""
 
 
 def bad(message: str, status: int = 400, code: str = "bad_http") -> Refusal:
@@ -127,10 +146,29 @@ def parse_request_head(head: bytes) -> RequestHead:
     if b"host" not in headers and not request.http_1_0:
         raise bad("An HTTP/1.1 request needs a Host header.")
     _frame(request)
+    request.credential = _credential(headers)
     connection = headers.get(b"connection")
     if connection is not None and b"close" in connection.lower():
         request.keep_alive = False
     return request
+
+
+def _credential(headers: dict[bytes, bytes]) -> str | None:
+    """Take the key out of the headers; its digest.
+
+    `Authorization` may say `Bearer KEY`, `Basic` as in RFC 7617 with the key as either half, or just `KEY`
+    (the published platform takes the last word, whatever comes before it); without it, `X-API-Key` counts.
+    """
+    bearer, plain = headers.pop(b"authorization", b""), headers.pop(b"x-api-key", b"")
+    text = bearer or plain
+    if not text:
+        return None
+    key = text[text.rfind(b" ") + 1 :]
+    if text[:6].lower() == b"basic " and not key.startswith(b"cpk_"):
+        with contextlib.suppress(ValueError):
+            user, _, password = base64.b64decode(key, validate=True).partition(b":")
+            key = password or user
+    return key_digest(key)
 
 
 def _frame(request: RequestHead) -> None:
@@ -199,25 +237,15 @@ def _origin_form(target: bytes) -> bytes:
 
 
 class ResponseHead:
-    """What the head of an engine's response says, and the lines of it that the client gets."""
+    """What the head of an engine's response says, and as much of it as the client gets."""
 
-    __slots__ = (
-        "chunked",
-        "event_stream",
-        "http_1_0",
-        "keep_alive",
-        "length",
-        "lines",
-        "status",
-        "status_line",
-    )
+    __slots__ = ("chunked", "event_stream", "http_1_0", "keep_alive", "length", "start", "status")
 
-    def __init__(self, status_line: bytes, status: int, http_1_0: bool) -> None:
-        self.status_line = status_line
+    def __init__(self, status: int, http_1_0: bool) -> None:
         self.status = status
         self.http_1_0 = http_1_0
-        self.lines: list[bytes] = []
-        """End-to-end header lines as they came, Content-Length included, Transfer-Encoding not."""
+        self.start = b""
+        """Status line and end-to-end header lines, without Content-Length and Transfer-Encoding."""
         self.keep_alive = not http_1_0
         self.chunked = False
         self.length: int | None = None
@@ -241,8 +269,8 @@ def parse_response_head(head: bytes) -> ResponseHead:
     match = STATUS_LINE.fullmatch(lines[0])
     if match is None:
         raise BadAnswer("The status line is not HTTP/1.")
-    response = ResponseHead(lines[0], int(match[2]), match[1] == b"0")
-    keep = response.lines
+    response = ResponseHead(int(match[2]), match[1] == b"0")
+    keep: list[bytes] = []
     dropped: set[bytes] = set()
     for line in lines[1:]:
         name = line[: line.find(b":")]
@@ -255,7 +283,6 @@ def parse_response_head(head: bytes) -> ResponseHead:
         value = line[len(name) + 1 :].strip(b" \t")
         if meaning == LENGTH:
             _response_length(response, value)
-            keep.append(line)
         elif meaning == TYPE:
             response.event_stream = value[:17].lower() == b"text/event-stream"
             keep.append(line)
@@ -272,9 +299,10 @@ def parse_response_head(head: bytes) -> ResponseHead:
             )
             dropped = options - {b"close", b"keep-alive"}
     if dropped:  # fields that the engine declared to be about this connection only
-        response.lines = [line for line in keep if line.partition(b":")[0].lower() not in dropped]
+        keep = [line for line in keep if line.partition(b":")[0].lower() not in dropped]
     if response.chunked and response.length is not None:
         raise BadAnswer("It has Content-Length and Transfer-Encoding.")
+    response.start = b"\r\n".join((b"HTTP/1.1" + lines[0][8:], *keep, b""))
     return response
 
 

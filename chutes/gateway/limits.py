@@ -17,6 +17,10 @@ PIPELINE_BYTES = 64 * 1024
 HELD_CHUNK_BYTES = 64 * 1024
 """Of an SSE chunk kept back until whole (see relay.py). Engines send some 300 bytes a chunk."""
 
+GATHERED_BYTES = 1024 * 1024
+"""Of an answer that is held until whole because its length will change. Longer ones keep one name for
+thoughts; a million characters are some 250,000 tokens."""
+
 HEAD_SECONDS = 10
 """From a head's first byte to its last: a slowloris gets no more."""
 IDLE_SECONDS = 75
@@ -45,3 +49,52 @@ BACKLOG = 4096
 """Connections that the kernel holds for us; it trims this to net.core.somaxconn."""
 RETRY_AFTER_SECONDS = 5
 """Told to clients of a chute that is starting: often enough to be prompt, seldom enough to be no load."""
+
+RECORDS_HELD = 512
+"""Requests that ended, before control is told at once: some 100 KB in one message."""
+FLUSH_SECONDS = 0.25
+"""Between two messages to control: what a killed worker loses of the metering at most."""
+NAME_CHARACTERS = 200
+"""Of a path or model name as it was asked for, in a record."""
+
+QUEUE_LENGTH = 1000
+"""Requests that wait for one chute, over all workers. Each holds its body and a connection; and whoever
+would be the thousandth in line for an engine that answers ten a second is better off told at once."""
+QUEUE_OTHERS_SHARE = 0.25
+"""Of that length, what a key cannot take that already holds more than half of the line."""
+QUEUE_SECONDS = 50
+"""Waiting for a busy chute. A proxy in front of us commonly gives up after 60 s without a byte (nginx's
+proxy_read_timeout), and its 504 says less than our 429."""
+WAKE_SECONDS = 540
+"""Waiting for a chute that starts or wakes: below the 600 s after which the OpenAI SDK gives up, so that
+it still hears why."""
+
+BREAKER_FAILURES = 5
+"""Different requests in a row that an instance answered with a 5xx or broke off (Envoy's consecutive_5xx
+is 5, the published platform's bound 7). Above 3, the tries that the OpenAI SDK gives one request."""
+BREAKER_SECONDS = 1
+"""An instance that is left out for the first time is tried again after this long; then doubled …"""
+BREAKER_MOST_SECONDS = 30
+"""… up to this (Envoy's base_ejection_time): control finds a dead engine long before."""
+BREAKER_MEMORY_SECONDS = 60
+"""Left out again this soon after it came back, the doubling goes on where it was."""
+PROBE_SECONDS = 10
+"""For the one request that tries an instance again to say how it went; then another one may try."""
+
+RAMP_SECONDS = 30
+"""In which a new instance comes to its full share: it compiles and warms caches on its first requests."""
+RAMP_LEAST = 0.1
+"""Of a full share, what the newest gets at once (Envoy's min_weight_percent)."""
+BOUND_FACTOR = 1.25
+"""Times the mean load, up to which an instance keeps its prefixes (brpc's default; see balance.py).
+1.1 costs cache hits, 1.5 evenness."""
+BOUND_SLACK = 2
+"""Requests above that: at a mean of one or two, a quarter more is nothing, and in a small batch two more
+requests cost an engine less than computing one prompt again."""
+PREFIX_SEARCH_BYTES = 32 * 1024
+"""Of a request's messages, looked through for where the first answer begins: 14 µs at worst, on
+a request whose prompt costs an engine 100 ms."""
+PREFIX_HASH_BYTES = 256
+"""Before that place, hashed."""
+LINE_SECONDS = 0.03
+"""Between two looks for a place that another worker has freed, while somebody waits for one."""

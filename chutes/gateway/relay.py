@@ -1,71 +1,89 @@
 """One answer's way through: an engine's bytes in, the client's bytes out. Pure; no socket, no clock.
 
-Bodies pass verbatim. What is followed is only where the body ends, because that decides whether an answer
-was whole, and both connections' next use depends on it.
+Bodies pass verbatim, but for what `events.py` takes out or adds. What is followed is where the body ends,
+because that decides whether an answer was whole, and both connections' next use depends on it; and what it
+says of its usage.
 """
 
 from __future__ import annotations
 
 from chutes.gateway import limits
-from chutes.gateway.chunked import BadChunk, ChunkScanner
-from chutes.gateway.http import BadAnswer, ResponseHead, parse_response_head
+from chutes.gateway.chunked import BadChunk, ChunkScanner, edit_chunks
+from chutes.gateway.events import (
+    USAGE_BYTES,
+    Usage,
+    hide_usage,
+    read_usage,
+    read_usage_event,
+    twin_events,
+    twin_reasoning,
+)
+from chutes.gateway.heads import AnswerHeads
+from chutes.gateway.http import BadAnswer, ResponseHead
 
 # How a body ends.
-HEAD, NOTHING, LENGTH, CHUNKS, CLOSE = range(5)
+HEAD, NOTHING, LENGTH, CHUNKS, CLOSE, GATHERED = range(6)
+
+USAGE, THOUGHT = b'"usage":{', b'"reasoning'
+"""What makes an event worth a look."""
 
 
 class AnswerRelay:
     """The answer to one request.
 
     Args:
+        heads: of the engine that answers, as they have been read so far.
         request_id: goes out as `X-Request-Id`.
-        http_1_0: the client knows no chunks.
-        head_only: the request was HEAD, so whatever its head says, no body follows.
-        close: the client's connection ends after this answer.
     """
 
-    __slots__ = (
-        "_framing",
-        "_held",
-        "_left",
-        "_scanner",
-        "_spilled",
-        "_tail",
-        "begun",
-        "done",
-        "event_stream",
-        "head_only",
-        "http_1_0",
-        "keep_alive",
-        "request_id",
-        "reusable",
-        "silent",
-    )
+    # Defaults stand here, as most answers change few of them: an answer in one piece sets three.
+    keep_alive = True
+    """Whether the client's connection may be used again after this answer."""
+    reusable = True
+    """Whether the engine's may."""
+    silent = True
+    """Not one byte has come."""
+    begun = False
+    """The head has been passed on: from here no other instance can answer instead."""
+    done = False
+    """The whole answer has been passed on."""
+    status = 0
+    """What the engine said; 0 until its head has come."""
+    usage: Usage | None = None
+    """What the engine has said of it so far."""
+    event_stream = False
+    http_1_0 = False
+    """The client knows no chunks."""
+    head_only = False
+    """The request was HEAD, so whatever its head says, no body follows."""
+    lasting = True
+    """The client wants to use its connection again."""
+    hides_usage = False
+    """The client did not ask for the event at the end of a stream that tells its usage."""
+    twins = False
+    """Thoughts are to be given under both of their names."""
+    fields = b""
+    """Further header lines for the client, each ending in CRLF."""
+    _framing = HEAD
+    _left = 0
+    _held = b""
+    """Of a head, until whole. Of an SSE body, the open chunk: see `_chunks`."""
+    _spilled = False
+    """An SSE chunk too long to hold went out in part."""
+    _tail = b""
+    """The last body bytes that went out."""
 
-    def __init__(self, request_id: bytes, *, http_1_0: bool, head_only: bool, close: bool) -> None:
+    def __init__(self, heads: AnswerHeads, request_id: bytes) -> None:
+        self.heads = heads
         self.request_id = request_id
-        self.http_1_0 = http_1_0
-        self.head_only = head_only
-        self.keep_alive = not close
-        """Whether the client's connection may be used again after this answer."""
-        self.reusable = True
-        """Whether the engine's may."""
-        self.silent = True
-        """Not one byte has come."""
-        self.begun = False
-        """The head has been passed on: from here no other instance can answer instead."""
-        self.done = False
-        """The whole answer has been passed on."""
-        self.event_stream = False
-        self._framing = HEAD
-        self._left = 0
-        self._held = b""
-        """Of a head, until whole. Of an SSE body, the open chunk: see `_chunks`."""
-        self._spilled = False
-        """An SSE chunk too long to hold went out in part."""
-        self._tail = b""
-        """The last body bytes that went out."""
-        self._scanner: ChunkScanner | None = None
+
+    def again(self) -> AnswerRelay:
+        """A new one for the same client, which has got nothing of this answer."""
+        relay = AnswerRelay(self.heads, self.request_id)
+        relay.lasting = relay.keep_alive = self.lasting
+        relay.http_1_0, relay.head_only, relay.fields = self.http_1_0, self.head_only, self.fields
+        relay.hides_usage, relay.twins = self.hides_usage, self.twins
+        return relay
 
     def feed(self, data: bytes) -> bytes:
         """Bytes for the client. Raises BadAnswer when the engine's are not HTTP."""
@@ -78,6 +96,8 @@ class AnswerRelay:
             return data
         if self._framing == HEAD:
             return self._head(data)
+        if self._framing == GATHERED:
+            return self._gather(data)
         self.reusable = False  # a body where there must be none
         return b""
 
@@ -100,7 +120,11 @@ class AnswerRelay:
         return event if raw else b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
 
     def _head(self, data: bytes) -> bytes:
-        self.silent = False
+        if self.silent:
+            self.silent = False
+            whole = self.heads.whole(data)
+            if whole is not None and not self.head_only:
+                return self._whole(*whole)
         if self._held:
             data = self._held + data
         while True:
@@ -110,56 +134,96 @@ class AnswerRelay:
             if end < 0:
                 self._held = data
                 return b""
-            head = parse_response_head(data[:end])
+            head, length = self.heads.read(data, end)
             data = data[end + 4 :]
             if head.status == 101:
                 raise BadAnswer("It switched protocols unasked.")
             if head.status >= 200:
                 break
         self._held = b""
-        out = self._begin(head)
+        out = self._begin(head, length)
         if self._framing == NOTHING:
             self.reusable = self.reusable and not data
             return out
         return out + self.feed(data) if data else out
 
-    def _begin(self, head: ResponseHead) -> bytes:
-        """Decide how the body ends; the head as the client gets it."""
-        self.begun = True
-        self.reusable = head.keep_alive
-        self.event_stream = head.event_stream
-        if self.head_only or head.status in (204, 304) or head.length == 0:
+    def _whole(self, head: ResponseHead, body: bytes) -> bytes:
+        """An answer that came in one piece, as most do that are no stream."""
+        self.begun = self.done = True
+        self.status = head.status
+        if not head.keep_alive:
+            self.reusable = False
+        self.usage = read_usage(body)
+        if self.twins:
+            body = twin_reasoning(body)
+        return b"%bContent-Length: %d\r\nX-Request-Id: %b\r\n%b%b%b" % (
+            head.start,
+            len(body),
+            self.request_id,
+            self.fields,
+            b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n",
+            body,
+        )
+
+    def _begin(self, head: ResponseHead, length: int | None) -> bytes:
+        """Decide how the body ends; the head as the client gets it, if it gets it now."""
+        self.status = head.status
+        if not head.keep_alive:
+            self.reusable = False
+        if head.event_stream:
+            self.event_stream = True
+        framing = b""
+        if length is not None:
+            framing = b"Content-Length: %d\r\n" % length
+        if self.head_only or head.status in (204, 304) or length == 0:
             self._framing = NOTHING
             self.done = True
         elif head.chunked:
             self._framing = CHUNKS
             self._scanner = ChunkScanner()
-        elif head.length is not None:
-            self._framing = LENGTH
-            self._left = head.length
-        else:
-            self._framing = CLOSE
-            self.reusable = self.keep_alive = False
-        lines = head.lines
-        lines.insert(0, b"HTTP/1.1" + head.status_line[8:] if head.http_1_0 else head.status_line)
-        if self._framing == CHUNKS:
             if self.http_1_0:
                 self.keep_alive = False
             else:
-                lines.append(b"Transfer-Encoding: chunked")
-        lines.append(b"X-Request-Id: " + self.request_id)
-        lines.append(b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n")
-        return b"\r\n".join(lines)
+                framing = b"Transfer-Encoding: chunked\r\n"
+        elif length is not None:
+            self._left = length
+            if self.twins and not head.event_stream and length <= limits.GATHERED_BYTES:
+                self._framing = GATHERED  # its length will be another
+                self._gathered = (head, [])
+                return b""
+            self._framing = LENGTH
+        else:
+            self._framing = CLOSE
+            self.reusable = self.keep_alive = False
+        self.begun = True
+        return b"%b%bX-Request-Id: %b\r\n%b%b" % (
+            head.start,
+            framing,
+            self.request_id,
+            self.fields,
+            b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n",
+        )
+
+    def _gather(self, data: bytes) -> bytes:
+        head, parts = self._gathered
+        if len(data) > self._left:
+            self.reusable = False
+            data = data[: self._left]
+        parts.append(data)
+        self._left -= len(data)
+        return b"" if self._left else self._whole(head, b"".join(parts))
 
     def _counted(self, data: bytes) -> bytes:
         left = self._left - len(data)
-        if left > 0:
-            self._left = left
-            return data
-        self.done = True
         if left < 0:  # more than it announced: nobody knows what the rest belongs to
             self.reusable = False
-            return data[:left]
+            data = data[:left]
+        self._tail = data[-USAGE_BYTES:] if len(data) >= USAGE_BYTES else (self._tail + data)[-USAGE_BYTES:]
+        if left > 0:
+            self._left = left
+        else:
+            self.done = True
+            self.usage = read_usage(self._tail)
         return data
 
     def _chunks(self, data: bytes) -> bytes:
@@ -170,7 +234,6 @@ class AnswerRelay:
         open chunk costs nothing until one breaks off.
         """
         scanner = self._scanner
-        assert scanner is not None
         payload: list[bytes] | None = [] if self.http_1_0 else None
         try:
             taken = scanner.feed(data, payload)
@@ -188,20 +251,40 @@ class AnswerRelay:
         if self._held:
             data = self._held + data
             self._held = b""
+        return self._whole_chunks(data)
+
+    def _hold(self, data: bytes, boundary: int) -> bytes:
+        """Pass on up to the end of the last whole chunk; keep the rest, unless that grows too long."""
+        whole, rest = (
+            (self._held + data[:boundary], data[boundary:]) if boundary else (b"", self._held + data)
+        )
+        self._held = rest
+        if whole:
+            whole = self._whole_chunks(whole)
+        if len(self._held) <= limits.HELD_CHUNK_BYTES and not self._spilled:
+            return whole
+        rest, self._held = self._held, b""
+        self._spilled = True
+        self._tail = rest or whole
+        return whole + rest
+
+    def _whole_chunks(self, data: bytes) -> bytes:
+        """What goes out of whole chunks, of which the first may have gone out in part."""
+        if self.event_stream and not self._spilled and (USAGE in data or (self.twins and THOUGHT in data)):
+            if self.http_1_0:
+                data = self._edited(data)
+            elif self.twins or self.hides_usage:
+                data = edit_chunks(data, self._edited)
+            else:
+                self.usage = read_usage_event(data) or self.usage
         self._spilled = False
         self._tail = data
         return data
 
-    def _hold(self, data: bytes, boundary: int) -> bytes:
-        if boundary:
-            data, rest = self._held + data[:boundary], data[boundary:]
-            self._spilled = False
-        else:
-            data, rest = b"", self._held + data
-        if self._spilled or len(rest) > limits.HELD_CHUNK_BYTES:
-            data, rest = data + rest, b""
-            self._spilled = True
-        self._held = rest
-        if data:
-            self._tail = data
-        return data
+    def _edited(self, events: bytes) -> bytes:
+        """Whole events as the client gets them."""
+        usage = None
+        if self.hides_usage:
+            events, usage = hide_usage(events)
+        self.usage = usage or read_usage_event(events) or self.usage
+        return twin_events(events) if self.twins else events

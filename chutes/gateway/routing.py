@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 from chutes import wire
 from chutes.gateway.access import may_invoke
@@ -27,6 +28,21 @@ OPENAI_PATHS = (
 """Known to be inference even when no chute serves them, so that a caller hears which paths there are."""
 
 MODELS_PATHS = (b"/v1/models", b"/models")
+
+
+MAX_NAMES = 16
+MAX_MODEL_CHARS = 2000
+"""Bounds on a list of names; the published platform's aliases stand for up to 20 chutes, of 64 characters."""
+
+PROVIDER = "chutes/"
+"""LiteLLM's prefix for this provider. It takes it off itself; other clients copy it from its
+documentation."""
+CONFIDENTIAL = "-tee"
+"""The published platform's suffix for a model in a confidential machine. Examples everywhere have it."""
+
+SUFFIXES = frozenset({"latency", "throughput", "thinking"})
+
+Preference = Literal["", "latency", "throughput"]
 
 
 def spellings(path: str) -> list[str]:
@@ -53,26 +69,119 @@ class Destination:
         self.inner.update({public.encode(): inner.encode() for public, inner in route.paths.items()})
 
 
+class Resolved(NamedTuple):
+    """What a request's `model` means."""
+
+    destinations: tuple[Destination, ...]
+    """The chutes that may answer, best first; never empty."""
+    thinking: bool = False
+    """A name had the suffix `:THINKING`."""
+    preference: Preference = ""
+    """How to order the destinations: as they stand, by time to first token, or by tokens per second."""
+
+
 class Routes:
-    """The routes of one table, by model name and by path."""
+    """The routes of one table, by model name, host and path."""
 
     def __init__(self, routes: list[wire.Route]) -> None:
         self.routes = routes
         self._exact: dict[str, Destination] = {}
         self._folded: dict[str, Destination] = {}
         destinations = [Destination(route) for route in routes]
-        for destination in destinations:  # names first: a name that looks like another's id is still a name
-            self._exact.setdefault(destination.route.name, destination)
-        for destination in destinations:
-            self._exact.setdefault(destination.route.chute_id, destination)
-            self._folded.setdefault(destination.route.name.casefold(), destination)
-            self._folded.setdefault(destination.route.chute_id.casefold(), destination)
+        # Names first: a name that looks like another's id is still a name.
+        for names in (_name, _chute_id, _aliases, _slug):
+            for destination in destinations:
+                for name in names(destination.route):
+                    self._exact.setdefault(name, destination)
+        for name, destination in self._exact.items():
+            self._folded.setdefault(name.casefold(), destination)
+        self._resolved = {name: Resolved((destination,)) for name, destination in self._exact.items()}
+        self._slugs = {
+            destination.route.slug.encode(): destination
+            for destination in reversed(destinations)
+            if destination.route.slug
+        }
         self.inference_paths = {spelling.encode() for path in OPENAI_PATHS for spelling in spellings(path)}
         self.inference_paths.update(path for destination in destinations for path in destination.inner)
         """Paths that belong to chutes, and never to the control API."""
 
-    def find(self, model: str) -> Destination | None:
-        return self._exact.get(model) or self._folded.get(model.casefold())
+    def find(self, name: str) -> Destination | None:
+        """The chute of one name: its own, its id, an alias or its slug. Case matters only between two
+        chutes."""
+        return self._exact.get(name) or self._folded.get(name.casefold())
+
+    def resolve(self, model: str) -> Resolved | None:
+        """What `model` means; None if nothing.
+
+        That is one name, or several with commas between, to be tried in this order. Names that nothing has
+        are passed over as long as another is known. Each may end in `:latency`, `:throughput` or
+        `:THINKING`, which hold for all of them; a chute whose name ends so comes first.
+
+        `chutes/` before a name is taken off, and so is `-TEE` after it where no chute has that name itself:
+        the published platform serves `deepseek-ai/DeepSeek-V3.2-TEE`, here that is
+        `deepseek-ai/DeepSeek-V3.2`.
+
+        Raises:
+            Refusal: 400, the list is too long.
+        """
+        known = self._resolved.get(model)
+        if known is not None:
+            return known
+        if len(model) > MAX_MODEL_CHARS or model.count(",") >= MAX_NAMES:
+            raise Refusal(
+                400,
+                "too_many_models",
+                f"'model' may list {MAX_NAMES} names and have {MAX_MODEL_CHARS} characters.",
+                "Name fewer models.",
+                param="model",
+            )
+        whole = self.find(model)
+        if whole is not None:
+            return Resolved((whole,))
+        found: dict[Destination, None] = {}
+        thinking = False
+        preference: Preference = ""
+        for name in model.split(","):
+            destination, suffixes = self._one(name.strip())
+            thinking = thinking or "thinking" in suffixes
+            if "latency" in suffixes:
+                preference = "latency"
+            elif "throughput" in suffixes:
+                preference = "throughput"
+            if destination is not None:
+                found.setdefault(destination)
+        return Resolved(tuple(found), thinking, preference) if found else None
+
+    def _one(self, name: str) -> tuple[Destination | None, list[str]]:
+        """The chute of one name with its suffixes, and these in lower case."""
+        suffixes: list[str] = []
+        while True:
+            bare = name[len(PROVIDER) :] if name.casefold().startswith(PROVIDER) else name
+            found = self.find(name) or self.find(bare)
+            if found is None and bare.casefold().endswith(CONFIDENTIAL):
+                found = self.find(bare[: -len(CONFIDENTIAL)])
+            head, colon, suffix = name.rpartition(":")
+            if found is not None or not colon or suffix.casefold() not in SUFFIXES:
+                return found, suffixes
+            suffixes.append(suffix.casefold())
+            name = head
+
+    def by_host(self, host: bytes) -> Destination | None:
+        """The chute whose slug is the first label of this `Host`: `{slug}.anything`, with or without a
+        port."""
+        if not self._slugs:
+            return None
+        label, dot, _ = host.partition(b".")
+        return self._slugs.get(label.lower()) if dot else None
+
+    def by_path(self, path: bytes) -> tuple[Destination, bytes] | None:
+        """For `/{slug}/rest`: the chute, and `/rest`, which is to be looked up among its public paths.
+
+        Ask only about paths that are nothing else: a slug must not take one from the gateway or from control.
+        """
+        slug, slash, rest = path[1:].partition(b"/")
+        destination = self._slugs.get(slug) if slash else None
+        return (destination, b"/" + rest) if destination is not None else None
 
     def visible(self, key: wire.Key) -> list[wire.Route]:
         """The routes that a key may invoke."""
@@ -88,6 +197,22 @@ class Routes:
         return Refusal(
             404, "model_not_found", f"There is no model {_short(model)} here.", hint, param="model"
         )
+
+
+def _name(route: wire.Route) -> list[str]:
+    return [route.name]
+
+
+def _chute_id(route: wire.Route) -> list[str]:
+    return [route.chute_id]
+
+
+def _aliases(route: wire.Route) -> list[str]:
+    return route.aliases
+
+
+def _slug(route: wire.Route) -> list[str]:
+    return [route.slug] if route.slug else []
 
 
 def no_such_path(path: bytes, route: wire.Route | None) -> Refusal:

@@ -6,18 +6,28 @@ table, and it changes as a whole.
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from time import monotonic
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-import msgspec
+from msgspec import UNSET
 
 from chutes import wire
+from chutes.board import Board
 from chutes.gateway import answers, limits
-from chutes.gateway.access import Access, may_invoke
+from chutes.gateway.access import Access, check_expiry, may_invoke
 from chutes.gateway.answers import Answer, Refusal
+from chutes.gateway.balance import prefix_key
+from chutes.gateway.heads import RequestHeads
 from chutes.gateway.http import RequestHead
-from chutes.gateway.routing import MODELS_PATHS, Routes, no_such_path
+from chutes.gateway.routing import MODELS_PATHS, Destination, Resolved, Routes, no_such_path
+from chutes.gateway.scores import Preference, Room, rank
+from chutes.gateway.surface import CHAT_PATHS, COMPLETION_PATHS, Peek, peek, rewrite
 from chutes.gateway.upstream import Group, Upstreams
+
+if TYPE_CHECKING:
+    from chutes.gateway.exchange import Exchange
 
 
 def _forwarded(*names: bytes) -> tuple[tuple[bytes, bytes], ...]:
@@ -31,39 +41,65 @@ FOR_CONTROL = _forwarded(b"Content-Type", b"Accept")
 JSON_BODY = b"Content-Type: application/json\r\n"
 """What a body is that a model was found in, whatever the client calls it: `curl -d` alone calls it a form."""
 
+THINKING = {b"true": True, b"1": True, b"false": False, b"0": False}
+
 STATIC = {b"/": answers.WELCOME, b"/ping": answers.PING, b"/health": answers.HEALTHY}
 MODEL_PREFIXES = tuple(path + b"/" for path in MODELS_PATHS)
 
 
-class Peek(msgspec.Struct):
-    """The top-level fields of a body that concern the gateway; the decoder skips all others unbuilt."""
+class Standing:
+    """What a table says of a request head, for when the same head comes again."""
 
-    model: str
-    stream: Any = None
-    """Not judged here: whether `"stream": "yes"` is an error is for the engine to say."""
+    __slots__ = ("destination", "fields", "inference", "inner", "key", "method", "path", "routes", "thinking")
 
-
-PEEK = msgspec.json.Decoder(Peek)
+    def __init__(self, routes: Routes, request: RequestHead, key: wire.Key, inference: bool) -> None:
+        self.routes = routes
+        """Of the table that said so; holds for no other."""
+        self.key = key
+        self.inference = inference
+        self.fields = (
+            JSON_BODY + _fields(request, FOR_ENGINES) if inference else _fields(request, FOR_CONTROL)
+        )
+        """The client's header lines that go on."""
+        self.method = request.method.decode()
+        self.path = request.path[: limits.NAME_CHARACTERS].decode()
+        """For the record, as `method`."""
+        self.thinking = THINKING.get(request.headers.get(b"x-enable-thinking", b"").lower())
+        """What the header said of it; None: nothing."""
+        self.destination: Destination | None = None
+        """The chute, if host or path names it; else the body does."""
+        self.inner = b""
+        """With a destination: its public path."""
 
 
 class Order:
     """A request as an instance is to get it."""
 
-    __slots__ = ("body", "fields", "group", "line", "name", "repeatable")
+    # Defaults stand here: most orders leave them.
+    model = ""
+    """As the client spelled it."""
+    stream = False
+    shows_usage = True
+    """The client wants to see the usage that a stream tells at its end."""
+    twins = False
+    """Thoughts in the answer are to be given under both of their names."""
+    prefix: int | None = None
+    """`balance.prefix_key`, if there are instances to choose from."""
+    otherwise: Order | None = None
+    """The same for the next chute of a list."""
+    repeatable = True
+    """Whether an instance that broke off may already have acted, harmlessly."""
 
     def __init__(
-        self, group: Group, name: str, line: bytes, fields: list[bytes], body: bytes, repeatable: bool
+        self, standing: Standing, group: Group[Exchange], name: str, head: bytes, body: bytes
     ) -> None:
+        self.standing = standing
         self.group = group
         self.name = name
         """Of the chute, for messages."""
-        self.line = line
-        """Method, path and query; the rest of the request line is the same for all."""
-        self.fields = fields
-        """Header lines, each ending in CRLF, without Host, Authorization and X-Request-Id."""
+        self.head = head
+        """Request line and header lines, without Host, Authorization and X-Request-Id."""
         self.body = body
-        self.repeatable = repeatable
-        """Whether an instance that broke off may already have acted, harmlessly."""
 
 
 class Service:
@@ -73,9 +109,11 @@ class Service:
         max_body: bytes of the largest request body.
     """
 
-    def __init__(self, max_body: int) -> None:
+    def __init__(self, max_body: int, board: Board | None = None) -> None:
         self.max_body = max_body
-        self.upstreams = Upstreams()
+        self.heads = RequestHeads()
+        self.board = board or Board(Board.create(rows=1).fd, row=0)
+        self.upstreams: Upstreams[Exchange] = Upstreams(self.board)
         self._ready = False
         self._access = Access([])
         self._routes = Routes([])
@@ -83,34 +121,33 @@ class Service:
 
     def swap(self, table: wire.Table) -> None:
         """Serve from this table from the next request on."""
-        self.upstreams.swap(table)
+        self.upstreams.swap(table, monotonic())
         self._access = Access(table.keys)
         self._routes = Routes(table.routes)
         self._all_models = answers.model_list(table.routes)
         self._ready = True
 
-    def admit(self, request: RequestHead, now: float) -> wire.Key | Answer:
+    def admit(self, request: RequestHead, length: int, now: float) -> Standing | Answer:
         """What the head alone decides, so that no body is read in vain.
 
-        Returns: an answer from memory, or the key under which the body is to be served.
+        Returns: an answer from memory, or under which key the body is to be served.
         Raises: Refusal.
         """
-        return self._admit(request, self._is_inference(request.method, request.path), now)
-
-    def _admit(self, request: RequestHead, inference: bool, now: float) -> wire.Key | Answer:
         if not self._ready:
             raise answers.starting()
-        if request.length > self.max_body:
+        if length > self.max_body:
             raise self.too_large()
         method, path = request.method, request.path
-        if inference:
-            if method != b"POST":
-                raise _wrong_method(b"POST")
-            return self._access.identify(request.headers, now)
-        if _is_ours(path):
+        destination, inner = self._address(request)
+        inference = destination is not None or path in self._routes.inference_paths
+        if not inference and method == b"POST" and path.startswith(b"/v1/"):
+            inference = not _is_ours(path)
+        if inference and method != b"POST":
+            raise _wrong_method(b"POST")
+        if not inference and _is_ours(path):
             return self._from_memory(request, now)
-        key = self._access.identify(request.headers, now)
-        if not key.admin:
+        key = self._access.identify(request.credential, now)
+        if not inference and not key.admin:
             if path.startswith(b"/v1/"):
                 raise no_such_path(path, None)
             raise Refusal(
@@ -119,25 +156,53 @@ class Service:
                 "This key may call models but not manage the platform.",
                 "Use an admin key: `chutes keys create --admin --name NAME`.",
             )
-        return key
+        request.standing = standing = Standing(self._routes, request, key, inference)
+        standing.destination, standing.inner = destination, inner
+        self.heads.remember(request)
+        return standing
+
+    def _address(self, request: RequestHead) -> tuple[Destination | None, bytes]:
+        """The chute that host or path names, and which of its public paths is meant."""
+        path = request.path
+        destination = self._routes.by_host(request.headers.get(b"host", b""))
+        if destination is not None and not _is_ours(path):
+            return destination, path
+        if path in self._routes.inference_paths or _is_ours(path):
+            return None, path
+        return self._routes.by_path(path) or (None, path)
 
     def serve(self, request: RequestHead, body: bytes, now: float) -> Answer | Order:
-        """Decide on a whole request. Raises Refusal."""
-        inference = self._is_inference(request.method, request.path)
-        admitted = self._admit(request, inference, now)
-        if isinstance(admitted, Answer):
-            return admitted
-        if inference:
-            return self._inference(request, body, admitted)
+        """Decide on a whole request. Raises Refusal.
+
+        Args:
+            now: Unix time.
+        """
+        standing = request.standing
+        if standing is None or standing.routes is not self._routes:
+            standing = self.admit(request, len(body), now)
+            if isinstance(standing, Answer):
+                return standing
+        elif standing.key.expires is not None:
+            check_expiry(standing.key, now)
+        if standing.inference:
+            return self._inference(request, body, standing)
         group = self.upstreams.group(None)
         if not group.instances:
             raise Refusal(
                 503, "control_not_ready", "The control API is not there.", headers=b"Retry-After: 1\r\n"
             )
-        line = b"%b %b%b" % (request.method, request.path, request.query)
         safe = request.method in (b"GET", b"HEAD")
-        fields = _fields(request, FOR_CONTROL, body, length=bool(body) or not safe)
-        return Order(group, "the control API", line, fields, body, repeatable=safe)
+        length = b"Content-Length: %d\r\n" % len(body) if body or not safe else b""
+        head = b"%b %b%b HTTP/1.1\r\n%b%b" % (
+            request.method,
+            request.path,
+            request.query,
+            standing.fields,
+            length,
+        )
+        order = Order(standing, group, "the control API", head, body)
+        order.repeatable = safe
+        return order
 
     def too_large(self) -> Refusal:
         """For a body over `max_body`; its rest will not be read, so the connection ends."""
@@ -149,35 +214,106 @@ class Service:
             close=True,
         )
 
-    def _is_inference(self, method: bytes, path: bytes) -> bool:
-        if path in self._routes.inference_paths:
-            return True
-        return method == b"POST" and path.startswith(b"/v1/") and not _is_ours(path)
+    def _inference(self, request: RequestHead, body: bytes, standing: Standing) -> Order:
+        if standing.destination is not None:
+            return self._addressed(request, body, standing, standing.destination)
+        peeked = peek(body)
+        resolved = self._routes.resolve(peeked.model)
+        if resolved is None:
+            raise self._routes.no_such_model(peeked.model, standing.key)
+        destinations = resolved.destinations
+        if len(destinations) == 1:
+            return self._order(request.path, request.query, body, standing, peeked, destinations[0], resolved)
+        # Those that this key may not call, or that lack the path, are passed over like unknown names.
+        orders: list[tuple[Order, str, Room]] = []
+        now, refusals = monotonic(), []
+        for destination in destinations:
+            try:
+                order = self._order(
+                    request.path, request.query, body, standing, peeked, destination, resolved
+                )
+            except Refusal as refusal:
+                refusals.append(refusal)
+            else:
+                orders.append((order, destination.route.chute_id, order.group.room(now)))
+        if not orders:
+            raise refusals[0]
+        scores = {id_: order.group.score for order, id_, _ in orders}
+        ranked = rank(orders, Preference(resolved.preference), scores)
+        for order, following in pairwise(ranked):
+            order.otherwise = following
+        return ranked[0]
 
-    def _inference(self, request: RequestHead, body: bytes, key: wire.Key) -> Order:
-        model = peek(body).model
-        destination = self._routes.find(model)
-        if destination is None:
-            raise self._routes.no_such_model(model, key)
-        route = destination.route
-        if not may_invoke(key, route.chute_id):
-            raise Refusal(
-                403,
-                "model_not_allowed",
-                f"This key may not call {route.name!r}.",
-                "GET /v1/models lists what it may call.",
-                param="model",
-            )
-        inner = destination.inner.get(request.path)
+    def _order(
+        self,
+        path: bytes,
+        query: bytes,
+        body: bytes,
+        standing: Standing,
+        peeked: Peek,
+        destination: Destination,
+        resolved: Resolved,
+    ) -> Order:
+        """The order for one chute. Raises Refusal."""
+        route, key = destination.route, standing.key
+        if key.chute_ids is not None and route.chute_id not in key.chute_ids:
+            raise _not_allowed(route)
+        inner = destination.inner.get(path)
         if inner is None:
-            raise no_such_path(request.path, route)
-        group = self.upstreams.group(route.chute_id)
-        if not group.instances:
-            raise answers.not_ready(route, limits.RETRY_AFTER_SECONDS)
-        line = b"POST %b%b" % (inner, request.query)
-        return Order(
-            group, route.name, line, [JSON_BODY, *_fields(request, FOR_ENGINES, body)], body, repeatable=True
+            raise no_such_path(path, route)
+        thinking = True if resolved.thinking else standing.thinking
+        chat = inner in CHAT_PATHS
+        body, shows_usage = rewrite(
+            body,
+            peeked,
+            model=route.name,
+            capabilities=route.capabilities,
+            thinking=thinking,
+            chat=chat,
+            completions=chat or inner in COMPLETION_PATHS,
         )
+        head = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n" % (inner, query, standing.fields, len(body))
+        group = self.upstreams.group(route.chute_id)
+        order = Order(standing, group, route.name, head, body)
+        order.model = peeked.model
+        if peeked.stream is True:
+            order.stream = True
+            if not shows_usage:
+                order.shows_usage = False
+        if chat and "reasoning" in route.capabilities:
+            order.twins = True
+        if len(group.instances) > 1:
+            said = peeked.prompt if peeked.messages is UNSET else peeked.messages
+            if said is not UNSET:
+                order.prefix = prefix_key(bytes(said))
+        return order
+
+    def _addressed(
+        self, request: RequestHead, body: bytes, standing: Standing, destination: Destination
+    ) -> Order:
+        """For a chute that host or path named: its body may be anything, but what is for an engine is
+        treated as everywhere."""
+        path = standing.inner
+        inner = destination.inner.get(path)
+        route = destination.route
+        if inner in COMPLETION_PATHS or (path in self._routes.inference_paths and _is_json(request)):
+            try:
+                peeked = peek(body)
+            except Refusal as refusal:
+                if refusal.code != "invalid_model":
+                    raise
+            else:
+                return self._order(
+                    path, request.query, body, standing, peeked, destination, Resolved((destination,))
+                )
+        if not may_invoke(standing.key, route.chute_id):
+            raise _not_allowed(route)
+        if inner is None:
+            raise no_such_path(path, route)
+        kind = b"Content-Type: %b\r\n" % request.headers.get(b"content-type", b"application/octet-stream")
+        fields = standing.fields.removeprefix(JSON_BODY) + kind
+        head = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n" % (inner, request.query, fields, len(body))
+        return Order(standing, self.upstreams.group(route.chute_id), route.name, head, body)
 
     def _from_memory(self, request: RequestHead, now: float) -> Answer:
         path = request.path
@@ -186,7 +322,7 @@ class Service:
             raise _wrong_method(b"GET, HEAD")
         if static is not None:
             return static
-        key = self._access.identify(request.headers, now)
+        key = self._access.identify(request.credential, now)
         if path.rstrip(b"/") in MODELS_PATHS:
             return (
                 self._all_models if key.chute_ids is None else answers.model_list(self._routes.visible(key))
@@ -198,46 +334,28 @@ class Service:
         return answers.model(destination.route)
 
 
-def peek(body: bytes) -> Peek:
-    """Read `model` and `stream` from a body, in one pass that builds nothing else.
-
-    Raises:
-        Refusal: 400; says where the JSON goes wrong, or which field does.
-    """
-    try:
-        return PEEK.decode(body)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        if "`model`" in text or "$.model" in text:
-            what = "'model' must be a string." if "$.model" in text else "The body has no 'model'."
-            raise Refusal(
-                400, "invalid_model", what, "GET /v1/models lists the models.", param="model"
-            ) from None
-        raise Refusal(400, "invalid_json", "The body must be a JSON object.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if isinstance(error, UnicodeDecodeError):  # its own text would quote the body
-            text = "a string is not UTF-8"
-        elif isinstance(error, RecursionError):
-            text = "it is nested too deeply"
-        else:
-            text = str(error).removeprefix("JSON is malformed: ")
-            text = text.replace("Input data was truncated", f"it ends too early (byte {len(body)})")
-        raise Refusal(400, "invalid_json", f"The body is not valid JSON: {text}.") from None
-
-
 def _is_ours(path: bytes) -> bool:
     """Whether this path is answered from memory."""
     return path in STATIC or path in MODELS_PATHS or path.startswith(MODEL_PREFIXES)
 
 
-def _fields(
-    request: RequestHead, names: tuple[tuple[bytes, bytes], ...], body: bytes, *, length: bool = True
-) -> list[bytes]:
+def _fields(request: RequestHead, names: tuple[tuple[bytes, bytes], ...]) -> bytes:
     headers = request.headers
-    fields = [form % headers[name] for name, form in names if name in headers]
-    if length:
-        fields.append(b"Content-Length: %d\r\n" % len(body))
-    return fields
+    return b"".join(form % headers[name] for name, form in names if name in headers)
+
+
+def _is_json(request: RequestHead) -> bool:
+    return b"json" in request.headers.get(b"content-type", b"json")
+
+
+def _not_allowed(route: wire.Route) -> Refusal:
+    return Refusal(
+        403,
+        "model_not_allowed",
+        f"This key may not call {route.name!r}.",
+        "GET /v1/models lists what it may call.",
+        param="model",
+    )
 
 
 def _wrong_method(allowed: bytes) -> Refusal:

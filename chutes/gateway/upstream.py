@@ -7,19 +7,37 @@ table that names its chute, so a retry chooses among the instances of now.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 from chutes import wire
-from chutes.gateway import limits
-from chutes.gateway.balance import least_loaded
+from chutes.board import INSTANCE_SLOTS, QUEUED_AT, Board
+from chutes.gateway import answers, balance, breaker, limits
+from chutes.gateway.answers import Refusal
+from chutes.gateway.breaker import HEALTHY
+from chutes.gateway.heads import AnswerHeads
+from chutes.gateway.scores import UNSCORED, Room
+from chutes.gateway.waiting import Waiting
 
 if TYPE_CHECKING:
     from chutes.gateway.exchange import Exchange
 
-PENALTY = 1 << 20
-"""Load that a just failed instance seems to have, until the next sweep. Without it, a dead instance would
-be the least loaded of all and be tried first by every request."""
+
+class Waits(Protocol):
+    """What a group asks of a request that waits in its line."""
+
+    @property
+    def prefix(self) -> int | None:
+        """`balance.prefix_key`, if it matters."""
+
+    def proceed(self, instance: Instance) -> None:
+        """There is a place; go on."""
+
+    def give_up(self, refusal: Refusal) -> None:
+        """There will be none in time."""
+
+
+Waiter = TypeVar("Waiter", bound=Waits)
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -51,14 +69,25 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 class Instance:
-    """One upstream of the table: how loaded it is, and its idle connections.
+    """One upstream of the table: how loaded it is, and its idle connections."""
 
-    `begin`, `end` and `load` are all that the rest knows of in-flight counts.
-    """
+    __slots__ = (
+        "_board",
+        "_idle",
+        "_mine",
+        "_slot",
+        "chute_id",
+        "fields",
+        "heads",
+        "health",
+        "last_report",
+        "retired",
+        "seed",
+        "since",
+        "upstream",
+    )
 
-    __slots__ = ("_idle", "_in_flight", "chute_id", "fields", "last_report", "penalty", "retired", "upstream")
-
-    def __init__(self, chute_id: str | None, upstream: wire.Upstream) -> None:
+    def __init__(self, chute_id: str | None, upstream: wire.Upstream, board: Board, since: float) -> None:
         self.chute_id = chute_id
         """None for the control API."""
         self.upstream = upstream
@@ -67,23 +96,30 @@ class Instance:
             "latin-1"
         )
         """Header lines that every request to it carries."""
-        self.penalty = 0
+        self.heads = AnswerHeads()
+        self.health = HEALTHY
+        self.seed = balance.seed(upstream.instance_id)
+        self.since = since
+        """Monotonic seconds at which this worker heard of it."""
         self.last_report = -1
         """Tick of the last `UpstreamLost` about it."""
         self.retired = False
         """No table names it any more."""
         self._idle: list[UpstreamConnection] = []
-        self._in_flight = 0
+        self._board = board
+        self._mine = board.mine
+        self._slot = upstream.slot
 
     @property
-    def load(self) -> int:
-        return self._in_flight + self.penalty
+    def in_flight(self) -> int:
+        """Requests on it, of all workers."""
+        return self._board.total(self._slot)
 
     def begin(self) -> None:
-        self._in_flight += 1
+        self._mine[self._slot] += 1
 
     def end(self) -> None:
-        self._in_flight -= 1
+        self._mine[self._slot] -= 1
 
     def take(self) -> UpstreamConnection | None:
         """An idle connection: the one used last, as the others are nearer to being closed by the engine."""
@@ -115,7 +151,6 @@ class Instance:
         return connection
 
     def sweep(self, tick: int) -> None:
-        self.penalty = 0
         stale = [c for c in self._idle if tick - c.idle_since >= limits.UPSTREAM_IDLE_SECONDS]
         for connection in stale:
             self._idle.remove(connection)
@@ -127,65 +162,166 @@ class Instance:
             self._idle.pop().transport.close()
 
 
-class Group:
-    """The instances of one chute, and whose turn it is among equals."""
+class Group(Generic[Waiter]):
+    """The instances of one chute, and the line of those that wait for one of them.
 
-    __slots__ = ("_turn", "instances")
+    Args:
+        chute_id: None for the control API.
+        line: where requests wait; `serve` takes them out of it.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_newest", "_turn", "chute_id", "instances", "line", "route", "score", "woken")
+
+    def __init__(self, chute_id: str | None, line: Waiting[Waiter]) -> None:
+        self.chute_id = chute_id
+        self.line = line
         self.instances: list[Instance] = []
+        self.route: wire.Route | None = None
+        """As the last table had it."""
+        self.score = UNSCORED
+        self.woken = -1
+        """Tick of the last `Wake` for it."""
         self._turn = 0
+        self._newest = 0.0
+        """When the newest of several instances came."""
 
-    def choose(self, avoid: Sequence[Instance] = ()) -> Instance | None:
-        candidates = [i for i in self.instances if i not in avoid] if avoid else self.instances
-        if len(candidates) < 2:
-            return candidates[0] if candidates else None
+    def choose(
+        self, now: float, prefix: int | None = None, avoid: Sequence[Instance] = ()
+    ) -> Instance | None:
+        """The instance for a request; None when there is none, or all are full.
+
+        Args:
+            now: monotonic seconds.
+            prefix: `balance.prefix_key` of the request.
+            avoid: instances that have failed it.
+        """
+        instances = self.instances
+        capacity = self.route.concurrency if self.route is not None else None
+        if len(instances) == 1 and not avoid:
+            only = instances[0]
+            return only if capacity is None or only.in_flight < capacity else None
+        if avoid:
+            instances = [instance for instance in instances if instance not in avoid]
+        if not instances:
+            return None
+        usable = breaker.usable([instance.health for instance in instances], now)
+        if usable:
+            instances = [instances[index] for index in usable]
         self._turn += 1
-        return candidates[least_loaded([instance.load for instance in candidates], self._turn)]
+        weights = None
+        if now - self._newest < limits.RAMP_SECONDS:
+            weights = [balance.weight(now - instance.since) for instance in instances]
+        index = balance.choose(
+            [instance.in_flight for instance in instances],
+            [instance.seed for instance in instances],
+            prefix,
+            self._turn,
+            capacity,
+            weights,
+        )
+        return instances[index] if index is not None else None
+
+    def room(self, now: float) -> Room:
+        if not self.instances:
+            return Room.NONE
+        return Room.FREE if not len(self.line) and self.choose(now) is not None else Room.FULL
+
+    def serve(self, now: float) -> None:
+        """Give free places to those who wait; called whenever one may have become free."""
+        while (ticket := self.line.first()) is not None:
+            instance = self.choose(now, ticket.item.prefix)
+            if instance is None:
+                return
+            self.line.pop()
+            ticket.item.proceed(instance)
+
+    def swap(
+        self, route: wire.Route | None, upstreams: list[wire.Upstream], board: Board, now: float
+    ) -> None:
+        """Take over what a table says: instances that stay keep their connections, the rest retire."""
+        # Those of a worker's first table have been there before the worker.
+        since = now if self.instances or self.route is not None else -limits.RAMP_SECONDS
+        self.route = route
+        known = {instance.upstream: instance for instance in self.instances}
+        self.instances = []
+        for upstream in upstreams:
+            instance = known.pop(upstream, None)
+            if instance is None:
+                instance = Instance(self.chute_id, upstream, board, since)
+                self._newest = since
+            self.instances.append(instance)
+        for instance in known.values():
+            instance.retire()
+        if len(self.line):
+            if self.instances:
+                self.serve(now)
+            elif refusal := hopeless(route):
+                for ticket in self.line.clear():
+                    ticket.item.give_up(refusal)
+
+    def sweep(self, tick: int, now: float) -> None:
+        for instance in self.instances:
+            instance.sweep(tick)
+        for ticket in self.line.expired(now):
+            ticket.item.give_up(self.line.timeout(ticket))
 
 
-class Upstreams:
+def hopeless(route: wire.Route | None) -> Refusal | None:
+    """The refusal for a chute that will not become ready by waiting; None if it may."""
+    if route is None:
+        return Refusal(404, "model_not_found", "The chute has been deleted.", param="model")
+    if route.phase in ("failed", "stopped") and not route.asleep:
+        return answers.not_ready(route)
+    return None
+
+
+class Upstreams(Generic[Waiter]):
     """Every instance that the current table names, by chute."""
 
-    def __init__(self) -> None:
-        self._groups: dict[str | None, Group] = {}
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._groups: dict[str | None, Group[Waiter]] = {}
 
-    def group(self, chute_id: str | None) -> Group:
+    def group(self, chute_id: str | None) -> Group[Waiter]:
         """The instances of a chute; of the control API for None."""
         return self._groups[chute_id]
 
-    def swap(self, table: wire.Table) -> None:
-        """Take over a table: keep the instances that stay, with their connections; retire the rest."""
-        wanted: dict[str | None, list[wire.Upstream]] = {
-            route.chute_id: route.upstreams for route in table.routes
-        }
-        wanted[None] = [table.control] if table.control else []
-        groups: dict[str | None, Group] = {}
-        for chute_id, upstreams in wanted.items():
-            group = groups[chute_id] = self._groups.get(chute_id) or Group()
-            known = {instance.upstream: instance for instance in group.instances}
-            group.instances = [
-                known.pop(upstream, None) or Instance(chute_id, upstream) for upstream in upstreams
-            ]
-            for instance in known.values():
-                instance.retire()
-        for chute_id, group in self._groups.items():
-            if chute_id not in wanted:
-                self._retire_all(group)
-        self._groups = groups
+    def swap(self, table: wire.Table, now: float) -> None:
+        """Take over a table.
 
-    def sweep(self, tick: int) -> None:
-        self._each(lambda instance: instance.sweep(tick))
+        Args:
+            now: monotonic seconds.
+        """
+        gone = self._groups
+        self._groups = {}
+        control = [table.control] if table.control else []
+        wanted = [(None, "the control API", None, control)]
+        wanted += [(route.chute_id, route.name, route, route.upstreams) for route in table.routes]
+        for chute_id, name, route, upstreams in wanted:
+            group = gone.pop(chute_id, None) or Group(
+                chute_id, Waiting[Waiter](name, self._board, _column(route))
+            )
+            self._groups[chute_id] = group
+            group.swap(route, upstreams, self._board, now)
+        for group in gone.values():
+            group.swap(None, [], self._board, now)
+
+    def serve(self, now: float) -> None:
+        """Look for places that other workers have freed; called often, and cheap while nobody waits."""
+        for group in self._groups.values():
+            if len(group.line):
+                group.serve(now)
+
+    def sweep(self, tick: int, now: float) -> None:
+        for group in list(self._groups.values()):
+            group.sweep(tick, now)
 
     def close(self) -> None:
-        self._each(Instance.retire)
-
-    def _each(self, action: Callable[[Instance], None]) -> None:
         for group in self._groups.values():
             for instance in group.instances:
-                action(instance)
+                instance.retire()
 
-    def _retire_all(self, group: Group) -> None:
-        for instance in group.instances:
-            instance.retire()
-        group.instances = []
+
+def _column(route: wire.Route | None) -> int:
+    """Where the line of a chute is counted. That of the control API, where nobody waits, has none."""
+    return QUEUED_AT + (route.slot if route is not None else INSTANCE_SLOTS - 1)

@@ -21,6 +21,7 @@ import msgspec
 import uvloop
 
 from chutes import wire
+from chutes.board import Board
 from chutes.gateway import limits
 from chutes.gateway.client import Clients
 from chutes.gateway.service import Service
@@ -57,6 +58,10 @@ class Channel(asyncio.Protocol):
         self._transport = None
         self._worker.drain(limits.DRAIN_SECONDS)  # control has gone; nobody will stop us otherwise
 
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()  # once what was sent has gone out
+
     def send(self, message: wire.FromWorker) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(self._encoder.encode(message) + b"\n")
@@ -68,12 +73,13 @@ class Worker:
     Args:
         listener: a bound socket; whether it listens already makes no difference.
         max_body: bytes of the largest request body.
+        board: where requests in flight are counted, with a row for this worker.
     """
 
-    def __init__(self, listener: socket.socket, max_body: int) -> None:
+    def __init__(self, listener: socket.socket, max_body: int, board: Board) -> None:
         self._loop = asyncio.get_running_loop()
         self._listener = listener
-        self._service = Service(max_body)
+        self._service = Service(max_body, board)
         self._channel = Channel(self)
         self._clients = Clients(self._service, self._channel.send)
         self._clients.emptied = self._stop
@@ -89,10 +95,14 @@ class Worker:
         # Ctrl-C reaches the whole process group; control decides what it means, and tells us.
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)
         await self._loop.create_connection(lambda: self._channel, sock=channel)
-        sweeping = self._loop.create_task(self._sweep())
+        tasks = [self._loop.create_task(each()) for each in (self._sweep, self._flush, self._serve_lines)]
         await self._ended.wait()
-        sweeping.cancel()
+        for task in tasks:
+            task.cancel()
         self._clients.abort()
+        await asyncio.sleep(0)  # requests that this cut off are recorded as their connections end
+        self._clients.meter.flush()
+        self._channel.close()
         self._service.upstreams.close()
         await asyncio.sleep(0)  # closed transports are released in the next turn of the loop
 
@@ -136,11 +146,22 @@ class Worker:
             await asyncio.sleep(1)
             self._clients.sweep()
 
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(limits.FLUSH_SECONDS)
+            self._clients.meter.flush()
+
+    async def _serve_lines(self) -> None:
+        """Other workers free places without telling us."""
+        while True:
+            await asyncio.sleep(limits.LINE_SECONDS)
+            self._service.upstreams.serve(self._loop.time())
+
     def _stop(self) -> None:
         self._ended.set()
 
 
-def run(channel_fd: int, listen_fd: int, max_body: int) -> None:
+def run(channel_fd: int, listen_fd: int, max_body: int, board: Board) -> None:
     """Be a worker until told to stop.
 
     Args:
@@ -156,7 +177,7 @@ def run(channel_fd: int, listen_fd: int, max_body: int) -> None:
     channel.setblocking(False)
 
     async def main() -> None:
-        await Worker(listener, max_body).run(channel)
+        await Worker(listener, max_body, board).run(channel)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

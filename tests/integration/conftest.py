@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from chutes import wire
+from chutes.board import INSTANCE_SLOTS
 from chutes.control.workers import listen
 
 ENGINE = Path(__file__).parent / "synthetic_engine.py"
@@ -40,7 +41,10 @@ class SyntheticEngine:
         self.port = int(self.process.stdout.readline().split()[-1])
 
     def upstream(self, instance_id: str = "") -> wire.Upstream:
-        return wire.Upstream(instance_id or f"instance-{self.port}", "127.0.0.1", self.port, self.api_key)
+        slot = self.port % INSTANCE_SLOTS
+        return wire.Upstream(
+            instance_id or f"instance-{self.port}", "127.0.0.1", self.port, self.api_key, slot
+        )
 
     def seen(self) -> dict[str, Any]:
         return json.loads(exchange(self.port, "GET", "/seen")[2])
@@ -62,6 +66,7 @@ class GatewayWorker:
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(10)
         self._lines = self.channel.makefile("rb")
+        self.records: list[wire.Record] = []
         (listener,) = listen(host, port, slots=1, shared=port != 0)
         fds = [theirs.fileno(), listener.fileno()]
         command = [sys.executable, "-m", "chutes.gateway", "--channel", str(fds[0]), "--listen", str(fds[1])]
@@ -84,7 +89,20 @@ class GatewayWorker:
         return self
 
     def event(self, timeout: float = 10) -> wire.FromWorker:
-        """The next message from the worker. Raises TimeoutError."""
+        """The next message from the worker that is no `Usage`; those are collected. Raises TimeoutError."""
+        while isinstance(event := self._message(timeout), wire.Usage):
+            self.records += event.records
+        return event
+
+    def record(self, timeout: float = 10) -> wire.Record:
+        """The next request that ended, as it was metered. Raises TimeoutError."""
+        while not self.records:
+            event = self._message(timeout)
+            assert isinstance(event, wire.Usage), event
+            self.records += event.records
+        return self.records.pop(0)
+
+    def _message(self, timeout: float) -> wire.FromWorker:
         self.channel.settimeout(timeout)
         return msgspec.json.decode(self._lines.readline(), type=wire.FromWorker)
 
@@ -206,7 +224,7 @@ def shared_worker(shared_engine: SyntheticEngine) -> Iterator[GatewayWorker]:
                 route(name="org/Failed", chute_id="chute-failed", phase="failed", detail="Out of memory."),
             ],
             keys=KEYS,
-            control=wire.Upstream("control", "127.0.0.1", shared_engine.port, shared_engine.api_key),
+            control=shared_engine.upstream("control"),
         )
     )
     worker.listening()

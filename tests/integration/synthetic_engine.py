@@ -24,7 +24,8 @@ A request says how it wants to be answered in its body's `fake` object, every fi
     split     writes cut into this many bytes each, to meet a reader at every boundary
     once      a token: only the first request that carries it behaves so; later ones are answered normally
 
-GET /seen tells what happened: requests, aborted (clients that went away early), in_flight, connections,
+GET /metrics is a little of vLLM's page. GET /seen tells what
+happened: requests, aborted (clients that went away early), in_flight, connections,
 and the head and body length of the last request. POST /reset forgets it.
 """
 
@@ -139,7 +140,13 @@ class Answering:
 
     async def run(self) -> None:
         engine, request = self.engine, self.request
-        quiet = {"/seen": self._seen, "/reset": self._reset, "/health": self._health, "/ping": self._health}
+        quiet = {
+            "/seen": self._seen,
+            "/reset": self._reset,
+            "/health": self._health,
+            "/ping": self._health,
+            "/metrics": self._metrics,
+        }
         if request.path in quiet:
             await quiet[request.path]()
             return
@@ -285,6 +292,15 @@ class Answering:
 
     async def _health(self) -> None:
         await self._whole(b"")
+
+    async def _metrics(self) -> None:
+        page = (
+            "# TYPE vllm:num_requests_running gauge\n"
+            f'vllm:num_requests_running{{engine="0",model_name="m"}} {self.engine.in_flight}.0\n'
+            "# TYPE vllm:generation_tokens counter\n"
+            'vllm:generation_tokens_total{engine="0",model_name="m"} 12.0\n'
+        )
+        await self._whole(page.encode(), content_type="text/plain; version=0.0.4")
 
     async def _json(self, value: object, status: int = 200) -> None:
         await self._whole(json.dumps(value).encode(), status=status)

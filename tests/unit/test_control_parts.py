@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from chutes import config as settings
-from chutes.chute.spec import CordSpec
+from chutes.chute.spec import CordSpec, EngineSpec
 from chutes.control import keys
+from chutes.control.deploying import draft
 from chutes.control.reconcile import Deployed, World, step
 from chutes.control.routes import table
 from chutes.control.store import SCHEMA_VERSION, Store
@@ -22,6 +23,7 @@ from chutes.wire import Upstream, key_digest
 from tests.unit.test_reconcile import deployment
 
 CONTROL = Upstream("control", "127.0.0.1", 1, "token")
+SLOTS = {"i1": 5}
 
 
 def test_a_key_has_the_published_form_and_only_its_digest_is_kept() -> None:
@@ -99,15 +101,15 @@ def world_with(*reports: Report) -> World:
 
 
 def test_only_ready_instances_are_in_the_table() -> None:
-    route = table(world_with(), [], CONTROL).routes[0]
+    route = table(world_with(), [], CONTROL, {}, SLOTS).routes[0]
     assert route.upstreams == []
     assert "starting (preparing)" in route.detail
     assert route.paths == {"/v1/chat/completions": "/v1/chat/completions"}
     ready = Report("i1", Phase.READY, endpoint=Endpoint("127.0.0.1", 20001, "secret"), max_model_len=8192)
-    route = table(world_with(ready), [], CONTROL).routes[0]
-    assert route.upstreams == [Upstream("i1", "127.0.0.1", 20001, "secret")]
+    route = table(world_with(ready), [], CONTROL, {}, SLOTS).routes[0]
+    assert route.upstreams == [Upstream("i1", "127.0.0.1", 20001, "secret", slot=5)]
     assert route.max_model_len == 8192
-    route = table(world_with(ready, Report("i1", Phase.DRAINING)), [], CONTROL).routes[0]
+    route = table(world_with(ready, Report("i1", Phase.DRAINING)), [], CONTROL, {}, SLOTS).routes[0]
     assert route.upstreams == []
 
 
@@ -117,18 +119,22 @@ def test_no_cord_takes_the_platforms_own_paths() -> None:
         name = path.replace("/", "_")
         chute.spec.cords.append(CordSpec(function=name, path=path, passthrough=True, public_api_path=path))
     world, _ = step(World(), Deployed(chute), 0.0, lambda: "i1")
-    assert list(table(world, [], CONTROL).routes[0].paths) == ["/v1/chat/completions"]
+    assert list(table(world, [], CONTROL, {}, SLOTS).routes[0].paths) == ["/v1/chat/completions"]
 
 
 def test_progress_alone_does_not_change_the_table() -> None:
-    first = table(world_with(Report("i1", Phase.FETCHING, "a", 1, 10)), [], CONTROL)
-    second = table(world_with(Report("i1", Phase.FETCHING, "b", 2, 10)), [], CONTROL)
+    first = table(world_with(Report("i1", Phase.FETCHING, "a", 1, 10)), [], CONTROL, {}, SLOTS)
+    second = table(world_with(Report("i1", Phase.FETCHING, "b", 2, 10)), [], CONTROL, {}, SLOTS)
     assert first == second
 
 
 def test_a_failure_is_told_to_clients() -> None:
     route = table(
-        world_with(Report("i1", Phase.FAILED, reason=Reason("No room.", fatal=True))), [], CONTROL
+        world_with(Report("i1", Phase.FAILED, reason=Reason("No room.", fatal=True))),
+        [],
+        CONTROL,
+        {},
+        SLOTS,
     ).routes[0]
     assert "has failed: No room." in route.detail
     assert route.phase == "failed"
@@ -164,3 +170,20 @@ def test_a_broken_settings_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.ini").write_text("no section\n")
     with pytest.raises(NotConfigured, match=r"config\.ini"):
         settings.load({"CHUTES_HOME": str(tmp_path)})
+
+
+def test_a_model_of_a_known_family_calls_tools_and_thinks_without_a_flag(tmp_path: Path) -> None:
+    directory = tmp_path / "Qwen3-tiny"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
+    (directory / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    cord = CordSpec(function="chat", path="/c", passthrough=True, public_api_path="/v1/chat/completions")
+    spec = deployment().spec.model_copy(
+        update={"engine": EngineSpec(name="vllm", model=str(directory)), "cords": [cord]}
+    )
+    worked_out = draft(spec, settings.load({"CHUTES_HOME": str(tmp_path)}))
+    flags = " ".join(worked_out.plan.engine_args)
+    assert "--tool-call-parser hermes --enable-auto-tool-choice --reasoning-parser qwen3" in flags
+    assert any("of the family qwen3" in reason for reason in worked_out.plan.reasons)
+    world, _ = step(World(), Deployed(worked_out.deployment(1.0)), 1.0, lambda: "i")
+    assert table(world, [], CONTROL).routes[0].capabilities == ["chat", "json_schema", "tools", "reasoning"]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chutes.gateway import limits
+from chutes.gateway.heads import AnswerHeads
 from chutes.gateway.http import BadAnswer
 from chutes.gateway.relay import AnswerRelay
 
@@ -18,7 +19,9 @@ ERROR = b'{"error":{"message":"broken"}}'
 
 
 def relay(*, http_1_0: bool = False, head_only: bool = False, close: bool = False) -> AnswerRelay:
-    return AnswerRelay(b"id-1", http_1_0=http_1_0, head_only=head_only, close=close)
+    made = AnswerRelay(AnswerHeads(), b"id-1")
+    made.http_1_0, made.head_only, made.keep_alive = http_1_0, head_only, not close
+    return made
 
 
 def chunk(data: bytes) -> bytes:

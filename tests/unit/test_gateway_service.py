@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chutes import wire
+from chutes.board import Board
 from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import least_loaded
+from chutes.gateway.exchange import Exchange
 from chutes.gateway.http import parse_request_head
-from chutes.gateway.service import Order, Service, peek
-from chutes.gateway.upstream import Upstreams
+from chutes.gateway.service import Order, Service
+from chutes.gateway.surface import peek
+from chutes.gateway.upstream import Upstreams, hopeless
 
 PATHS = {
     "/v1/chat/completions": "/v1/chat/completions",
@@ -103,7 +106,7 @@ def test_models_are_found_by_name_and_id_whatever_their_case(
 def test_paths_with_and_without_v1(service: Service, path: str, line: bytes) -> None:
     order = ask(service, path)
     assert isinstance(order, Order)
-    assert order.line == line
+    assert order.head.startswith(line + b" HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize(
@@ -152,12 +155,16 @@ def test_an_unknown_model_is_told_of_near_ones_that_the_key_may_call(service: Se
     assert len(refused(service, model="x" * 900).message) < 200
 
 
-@pytest.mark.parametrize("model", ["id-alpha-twin", "org/Broken"])
-def test_a_chute_without_instances(service: Service, model: str) -> None:
-    refusal = refused(service, model=model)
+def test_a_chute_without_instances_is_waited_for_unless_it_has_failed(service: Service) -> None:
+    starting, broken = ask(service, model="id-alpha-twin"), ask(service, model="org/Broken")
+    assert isinstance(starting, Order)
+    assert isinstance(broken, Order)
+    assert hopeless(starting.group.route) is None
+    refusal = hopeless(broken.group.route)
+    assert refusal is not None
     assert (refusal.status, refusal.code) == (503, "chute_not_ready")
-    assert refusal.message.startswith("It is ")
-    assert (b"Retry-After" in refusal.headers) is (model != "org/Broken")
+    assert refusal.headers == b"x-should-retry: false\r\n"
+    assert "It is failed." in refusal.message
 
 
 @pytest.mark.parametrize(
@@ -239,7 +246,7 @@ def test_a_path_that_the_chute_does_not_serve_names_those_that_it_does(service: 
 def test_everything_else_goes_to_control_for_admins(service: Service) -> None:
     order = ask(service, "/chutes/a%20b?x=1", method="DELETE", auth="X-API-Key: admin", body=b"")
     assert isinstance(order, Order)
-    assert order.line == b"DELETE /chutes/a%20b?x=1"
+    assert order.head.startswith(b"DELETE /chutes/a%20b?x=1 HTTP/1.1\r\n")
     assert order.group.instances[0].upstream.instance_id == "control"
     assert not order.repeatable
 
@@ -271,11 +278,10 @@ def test_engines_get_no_secrets(service: Service) -> None:
     )
     order = service.serve(head, b'{"model":"org/Alpha"}', 0)
     assert isinstance(order, Order)
-    assert order.fields == [
-        b"Content-Type: application/json\r\n",
-        b"Traceparent: t\r\n",
-        b"Content-Length: 21\r\n",
-    ]
+    assert order.head == (
+        b"POST /v1/chat/completions HTTP/1.1\r\n"
+        b"Content-Type: application/json\r\nTraceparent: t\r\nContent-Length: 21\r\n"
+    )
 
 
 def test_before_the_first_table() -> None:
@@ -292,16 +298,17 @@ def test_equals_take_turns() -> None:
 
 
 def test_a_swap_keeps_the_instances_that_stay() -> None:
-    upstreams = Upstreams()
+    upstreams: Upstreams[Exchange] = Upstreams(Board(Board.create(rows=1).fd, row=0))
     a, b, c = upstream("a"), upstream("b"), upstream("c")
-    upstreams.swap(wire.Table([route("m", "m", a, b)], []))
+    upstreams.swap(wire.Table([route("m", "m", a, b)], []), 1.0)
     group = upstreams.group("m")
     old_a, old_b = group.instances
     old_b.begin()
-    upstreams.swap(wire.Table([route("m", "m", b, c)], []))
+    upstreams.swap(wire.Table([route("m", "m", b, c)], []), 2.0)
     assert upstreams.group("m") is group
     assert group.instances[0] is old_b
-    assert (old_b.load, old_a.retired) == (1, True)
-    upstreams.swap(wire.Table([], []))
+    assert (old_b.in_flight, old_a.retired) == (1, True)
+    assert group.instances[1].since == 2.0, "new, so eased in"
+    upstreams.swap(wire.Table([], []), 3.0)
     assert old_b.retired
     assert group.instances == []
