@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 REF    ?= templates.vllm_chute:chute
 
-.PHONY: demo test unit integration e2e lint format bench gpu-smoke clean help
+.PHONY: demo test unit integration e2e lint format bench bench-gateway gpu-smoke clean help
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ lint: .venv/installed ## ruff and pyright
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-gateway: .venv/installed ## the gateway beside nginx, vllm-router, LiteLLM; --quick: make bench-gateway ARGS=--quick
+	$(BIN)/python -m benchmarks.gateway $(ARGS)
 
 bench: .venv/installed ## start-up times and idle memory, written to benchmarks/results/
 	$(BIN)/python -m benchmarks.footprint

@@ -1,0 +1,96 @@
+"""What the kernel counts: CPU time and memory of processes, and who else used a CPU meanwhile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+JIFFY = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class Cpus(NamedTuple):
+    """Which CPU runs what. Two are needed; with three, engine and load get one each."""
+
+    gateway: int
+    engine: int
+    load: int
+
+    @classmethod
+    def chosen(cls, wish: str | None) -> Cpus:
+        """From `--cpus G,E,L`, or the first and the last ones of those we may use."""
+        mine = sorted(os.sched_getaffinity(0))
+        if wish:
+            return cls(*(int(cpu) for cpu in wish.split(",")))
+        if len(mine) < 2:
+            raise SystemExit("The benchmark needs two CPUs: one for the gateway, one for engine and load.")
+        return cls(mine[0], mine[-1], mine[-2] if len(mine) > 2 else mine[-1])
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """CPU time of processes so far, threads that have ended included, to the nanosecond.
+
+    /proc/PID/stat counts in hundredths of a second, too coarse for samples of one.
+    """
+    total = 0
+    for pid in pids:
+        try:
+            total += time.clock_gettime_ns((~pid << 3) | 2)  # a process's clock, as clock_getcpuclockid says
+        except OSError:
+            continue  # it has ended
+    return total / 1e9
+
+
+def resident_mb(pids: list[int]) -> float:
+    """Resident memory, in 10⁶ bytes."""
+    total = 0
+    for pid in pids:
+        try:
+            total += psutil.Process(pid).memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total / 1e6
+
+
+class Usage(NamedTuple):
+    """Of one CPU since boot, in seconds."""
+
+    busy: float
+    steal: float
+    at: float
+
+
+def usage(cpu: int) -> Usage:
+    for line in Path("/proc/stat").read_text().splitlines():
+        if line.startswith(f"cpu{cpu} "):
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, line.split()[1:9])
+            return Usage((user + nice + system + irq + softirq) * JIFFY, steal * JIFFY, time.monotonic())
+    raise SystemExit(f"There is no CPU {cpu}.")
+
+
+def describe() -> dict[str, Any]:
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return {
+        "cpu": model,
+        "cpus": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "tcp": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
+    }
