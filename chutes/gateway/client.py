@@ -210,10 +210,15 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._end_answer(not close)
 
-    def abort(self) -> None:
+    def break_off(self) -> None:
+        self._exchange = None
+        self._request = None
         self._transport.abort()
 
     # What the worker calls
+
+    def abort(self) -> None:
+        self._transport.abort()  # an exchange hears of it when the connection is lost
 
     def close_if_idle(self) -> None:
         if self._exchange is None and self._request is None and not self._buffer and not self._lingering:

@@ -48,7 +48,7 @@ class Client(Protocol):
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error; the exchange is over and the client has got no byte of it."""
 
-    def abort(self) -> None:
+    def break_off(self) -> None:
         """Break the connection; the exchange is over."""
 
 
@@ -353,7 +353,7 @@ class Exchange:
             return
         event = relay.error_event(refusal.body())
         if event is None:
-            self._client.abort()
+            self._client.break_off()
         else:
             self._client.complete(event, False)
         self._record(relay.status, code)
