@@ -139,6 +139,8 @@ class Exchange:
         try:
             out = relay.feed(data)
         except BadAnswer as error:
+            # Of what was good in these bytes nothing has been passed on.
+            relay.begun = self._chunks > 0
             self._break_off(f"it sent what is not HTTP: {error}")
             return
         if relay.status >= 500 and not self._chunks and self._elsewhere():
