@@ -281,7 +281,9 @@ class ClientConnection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n")
         if end < 0 or end > limits.HEAD_BYTES:
             return self._keep_partial_head(data, end)
-        if data.startswith(b"\r\n"):  # old clients end a body with a CRLF that belongs to nothing
+        if end == 0:  # old clients end a body with a CRLF that belongs to nothing; two are no accident
+            raise bad("The request begins with empty lines.")
+        if data.startswith(b"\r\n"):
             return data[2:]
         request, length, self._known = self._clients.service.heads.read(data, end)
         self._request = request

@@ -182,8 +182,11 @@ class Service:
             standing = self.admit(request, len(body), now)
             if isinstance(standing, Answer):
                 return standing
-        elif standing.key.expires is not None:
-            check_expiry(standing.key, now)
+        else:
+            if len(body) > self.max_body:
+                raise self.too_large()
+            if standing.key.expires is not None:
+                check_expiry(standing.key, now)
         if standing.inference:
             return self._inference(request, body, standing)
         group = self.upstreams.group(None)
