@@ -121,11 +121,14 @@ class Service:
 
     def swap(self, table: wire.Table) -> None:
         """Serve from this table from the next request on."""
-        self.upstreams.swap(table, monotonic())
+        now = monotonic()
+        self.upstreams.swap(table, now)
         self._access = Access(table.keys)
         self._routes = Routes(table.routes)
         self._all_models = answers.model_list(table.routes)
         self._ready = True
+        # Whoever is refused by this may have sent its next request already, which is served at once: so last.
+        self.upstreams.settle(now)
 
     def admit(self, request: RequestHead, length: int, now: float) -> Standing | Answer:
         """What the head alone decides, so that no body is read in vain.
