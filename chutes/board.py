@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 
 INSTANCE_SLOTS = 1024
 KEY_SLOTS = 4096
@@ -59,6 +60,13 @@ class Board:
         if self.alone:
             return self._cells[column]
         return sum(self._cells[column::COLUMNS])
+
+    def totals(self, columns: Sequence[int]) -> list[int]:
+        """The same for several columns."""
+        cells = self._cells
+        if self.alone:
+            return [cells[column] for column in columns]
+        return [sum(cells[column::COLUMNS]) for column in columns]
 
     def cells(self, first: int, count: int) -> list[list[int]]:
         """`count` columns from `first`, row by row."""

@@ -19,13 +19,13 @@ start).
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 
 from chutes.gateway import limits
 
 SEARCHED, HASHED = limits.PREFIX_SEARCH_BYTES, limits.PREFIX_HASH_BYTES
+MANY = 1 << 30
 LOWEST = -(1 << 63)
 """Of what `hash` returns."""
 
@@ -117,14 +117,11 @@ def _owner(
     """
     share = limits.BOUND_FACTOR * (sum(loads) + 1) / (len(loads) if weights is None else sum(weights))
     slack = limits.BOUND_SLACK - 1  # the request in hand counts too
-    full = math.inf if capacity is None else capacity - 1
-    if weights is None:
-        bounds = [min(share + slack, full)] * len(loads)
-    else:
-        bounds = [min(share * weight + slack, full) for weight in weights]
+    most = capacity - 1 if capacity is not None else MANY
     best, owner = LOWEST, None
     for index, load in enumerate(loads):
-        if load <= bounds[index]:
+        bound = (share if weights is None else share * weights[index]) + slack
+        if load <= bound and load <= most:
             # The same in every process, as the hash of integers has no salt. The product because a
             # tuple's hash alone mixes its last item too little to share prefixes out evenly.
             score = hash((prefix * seeds[index],))

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from chutes.exception import ChutesError
 from chutes.gateway import limits
 
-SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[^\r\n]*)?\r\n")
-START_OF_SIZE_LINE = re.compile(rb"[0-9a-fA-F]{1,15}[ \t]*(?:;[^\r\n]*)?\r?")
+_SIZE = rb"([0-9a-fA-F]{1,15})[ \t]{0,8}(?:;[^\r\n]{0,%d})?" % (limits.CHUNK_LINE_BYTES - 26)
+SIZE_LINE = re.compile(_SIZE + rb"\r\n")
+START_OF_SIZE_LINE = re.compile(_SIZE + rb"\r?")
+"""What they take does not depend on how reads split the line: neither is ever over CHUNK_LINE_BYTES."""
 
 
 class BadChunk(ChutesError):
@@ -68,11 +70,13 @@ class ChunkScanner:
                 # From the size line's own CRLF, so that an empty trailer is found as well.
                 end = data.find(b"\r\n\r\n", line.end() - 2)
                 if end < 0:
-                    if size - position > limits.TRAILER_BYTES:
+                    if size - position > limits.TRAILER_BYTES + 3:  # all of its end but one byte
                         raise BadChunk("The trailer is too long.")
                     self._carry = data[position:]
                     position = size
                     break
+                if end - position > limits.TRAILER_BYTES:
+                    raise BadChunk("The trailer is too long.")
                 if data.count(b"\n", position, end) != data.count(b"\r\n", position, end):
                     raise BadChunk("A line of the trailer ends in a bare LF.")
                 position = boundary = end + 4

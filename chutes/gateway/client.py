@@ -81,11 +81,15 @@ class Clients:
             connection.abort()
 
 
+def _no_body() -> Refusal:
+    """Whether the body came in the same read as its head or after it."""
+    return bad("This path takes no request body.")
+
+
 class ClientConnection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_arrived",
         "_blocked",
         "_body",
         "_buffer",
@@ -110,9 +114,8 @@ class ClientConnection(asyncio.Protocol):
         self._request: RequestHead | None = None
         """The request whose body is coming, or that is being answered."""
         self._request_id = b""
-        self._body: list[bytes] = []
-        self._arrived = 0
-        """Bytes in `_body`."""
+        self._body = bytearray()
+        """One piece of memory, however small the pieces that it came in."""
         self._length = 0
         """Bytes that it will have, unless it is chunked."""
         self._scanner: ChunkScanner | None = None
@@ -210,10 +213,15 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._end_answer(not close)
 
-    def abort(self) -> None:
+    def break_off(self) -> None:
+        self._exchange = None
+        self._request = None
         self._transport.abort()
 
     # What the worker calls
+
+    def abort(self) -> None:
+        self._transport.abort()  # an exchange hears of it when the connection is lost
 
     def close_if_idle(self) -> None:
         if self._exchange is None and self._request is None and not self._buffer and not self._lingering:
@@ -276,7 +284,9 @@ class ClientConnection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n")
         if end < 0 or end > limits.HEAD_BYTES:
             return self._keep_partial_head(data, end)
-        if data.startswith(b"\r\n"):  # old clients end a body with a CRLF that belongs to nothing
+        if end == 0:  # old clients end a body with a CRLF that belongs to nothing; two are no accident
+            raise bad("The request begins with empty lines.")
+        if data.startswith(b"\r\n"):
             return data[2:]
         request, length, self._known = self._clients.service.heads.read(data, end)
         self._request = request
@@ -290,7 +300,7 @@ class ClientConnection(asyncio.Protocol):
             return data[length:]
         if isinstance(self._clients.service.admit(request, length, time.time()), Answer):
             # Such paths ask for no key, so a stranger could have us buffer bodies for nothing.
-            raise bad("This path takes no request body.")
+            raise _no_body()
         self._length = length
         self._since = self._request_started = self._clients.tick
         if request.chunked:
@@ -312,30 +322,28 @@ class ClientConnection(asyncio.Protocol):
         self._since = self._clients.tick
         scanner = self._scanner
         if scanner is None:
-            missing = self._length - self._arrived
+            missing = self._length - len(self._body)
             part, rest = (data, b"") if len(data) <= missing else (data[:missing], data[missing:])
-            self._body.append(part)
-            self._arrived += len(part)
-            whole = self._arrived == self._length
+            self._body += part
+            whole = len(self._body) == self._length
         else:
-            before = len(self._body)
+            pieces: list[bytes] = []
             try:
-                taken = scanner.feed(data, self._body)
+                taken = scanner.feed(data, pieces)
             except BadChunk as error:
                 raise bad(f"The chunked body is broken: {error}") from None
-            self._arrived += sum(map(len, self._body[before:]))
-            if self._arrived > self._clients.service.max_body:
+            self._body += b"".join(pieces)
+            if len(self._body) > self._clients.service.max_body:
                 raise self._clients.service.too_large()
             whole, rest = scanner.ended, data[taken:]
         if whole:
-            body = b"".join(self._body)
+            body = bytes(self._body)
             self._forget_body()
             self._dispatch(request, body)
         return rest
 
     def _forget_body(self) -> None:
-        self._body = []
-        self._arrived = 0
+        self._body = bytearray()
         self._scanner = None
 
     def _dispatch(self, request: RequestHead, body: bytes) -> None:
@@ -345,6 +353,8 @@ class ClientConnection(asyncio.Protocol):
         try:
             outcome = clients.service.serve(request, body, time.time())
             if isinstance(outcome, Answer):
+                if body:
+                    raise _no_body()
                 self._answer(request, outcome)
                 return
             relay = AnswerRelay(clients.no_heads, request_id)

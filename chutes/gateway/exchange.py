@@ -7,7 +7,8 @@ are the whole answer, an error event in a stream, or a broken connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 from zlib import crc32
 
@@ -32,6 +33,9 @@ JOIN_BYTES = 16 * 1024
 CLIENT_GONE = 499
 """Status of a record, as in nginx's log, of a client that left before there was any."""
 
+MOST_RETRIES = 3
+"""After so many an order that could not reach an instance does not wait for another one."""
+
 _connecting: set[asyncio.Task[None]] = set()
 """Connections being made: the event loop itself keeps only weak references to tasks."""
 
@@ -48,7 +52,7 @@ class Client(Protocol):
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error; the exchange is over and the client has got no byte of it."""
 
-    def abort(self) -> None:
+    def break_off(self) -> None:
         """Break the connection; the exchange is over."""
 
 
@@ -60,6 +64,16 @@ class Surroundings(Protocol):
     quota: Quota
 
     report: Callable[[wire.UpstreamLost | wire.Wake], None]
+
+
+@contextmanager
+def _held(instance: Instance) -> Iterator[None]:
+    """Keep a place on an instance while another is given back, which may let in whoever waits."""
+    instance.begin()
+    try:
+        yield
+    finally:
+        instance.end()
 
 
 class Exchange:
@@ -107,11 +121,12 @@ class Exchange:
         order, now = self._order, self._started
         key = order.standing.key
         if key.slot is not None:
-            if refusal := self._worker.quota.begin(key, now):
+            try:
+                self._relay.fields = self._worker.quota.begin(key, now)
+            except Refusal as refusal:
                 self.give_up(refusal)
                 return
             self._counted = True
-            self._relay.fields = self._worker.quota.headers(key, now)
         group = order.group
         instance = None if len(group.line) else group.choose(now, order.prefix)
         if instance is not None:
@@ -121,14 +136,13 @@ class Exchange:
 
     def proceed(self, instance: Instance) -> None:
         """Its turn has come."""
-        self._ticket = None
+        self._leave_line()
         self._heard = self._worker.tick
-        self._queued = monotonic() - self._started
         self._try(instance)
 
     def give_up(self, refusal: Refusal) -> None:
         """Answer with an error; no instance has it."""
-        self._ticket = None
+        self._leave_line()
         self._client.refuse(refusal)
         self._record(refusal.status, refusal.code)
 
@@ -139,6 +153,8 @@ class Exchange:
         try:
             out = relay.feed(data)
         except BadAnswer as error:
+            # Of what was good in these bytes nothing has been passed on.
+            relay.begun = self._chunks > 0
             self._break_off(f"it sent what is not HTTP: {error}")
             return
         if relay.status >= 500 and not self._chunks and self._elsewhere():
@@ -172,7 +188,8 @@ class Exchange:
         if connection is not None and connection.reused and relay.silent and instance is not None:
             # The engine closed an idle connection just as we wrote to it: nobody's fault, nothing was
             # read, and other pooled connections may be as stale.
-            self._release(reusable=False)
+            with _held(instance):
+                self._release(reusable=False)
             self._try(instance, fresh=True)
             return
         self._break_off("it closed the connection" if exc is None else f"its connection broke: {exc}")
@@ -181,6 +198,7 @@ class Exchange:
         """The client has gone: break the engine's connection, which is how an engine learns to stop."""
         if self._ticket is not None:
             self._order.group.line.cancel(self._ticket)
+            self._leave_line()
         self._release(reusable=False)
         self._record(self._relay.status or CLIENT_GONE, "client_gone")
 
@@ -206,17 +224,29 @@ class Exchange:
         group = order.group
         why = Why.BUSY
         if not group.instances:
-            if refusal := hopeless(group.route):
+            refusal = hopeless(group.route)
+            while refusal is not None and order.otherwise is not None:  # none of a list has instances
+                order = order.otherwise
+                if order.group.instances or hopeless(order.group.route) is None:
+                    refusal = None
+            if refusal is not None:
                 self.give_up(refusal)
                 return
+            self._order, group = order, order.group
+        if not group.instances:
             why = Why.STARTING
             if group.route is not None and group.route.asleep and group.woken != self._worker.tick:
                 group.woken = self._worker.tick
                 self._worker.report(wire.Wake(group.route.chute_id))
         try:
-            self._ticket = group.line.add(self, order.standing.key.key_id, why, self._started)
+            self._ticket = group.line.add(self, order.standing.key.key_id, why, monotonic())
         except Refusal as refusal:
             self.give_up(refusal)
+
+    def _leave_line(self) -> None:
+        if self._ticket is not None:
+            self._queued += monotonic() - self._ticket.since
+            self._ticket = None
 
     def _try(self, instance: Instance, *, fresh: bool = False) -> None:
         self._instance = self._tried = instance
@@ -309,31 +339,48 @@ class Exchange:
         instance, order = self._instance, self._order
         if instance is None or not breaker.is_failure(self._relay.status):
             return False
-        if self._broke or not order.repeatable or len(order.group.instances) - len(self._avoid) < 2:
+        if self._broke or not order.repeatable:
             return False
-        other = order.group.choose(monotonic(), order.prefix, (*self._avoid, instance))
-        if other is None:
+        avoid = (*self._avoid, instance)
+        found = self._find(avoid)
+        if found is None:
             return False
         self._judge(instance)
-        self._release(reusable=self._relay.done and self._relay.reusable)
-        self._avoid = (*self._avoid, instance)
+        with _held(found[1]):
+            self._release(reusable=self._relay.done and self._relay.reusable)
+        self._avoid = avoid
+        self._broke = True
         self._relay = self._relay.again()
         self._retries += 1
-        self._try(other)
+        self._order = found[0]
+        self._try(found[1])
         return True
 
     def _another(self) -> bool:
         """Try an instance that has not failed this order; of the next chute, if a list was asked for."""
-        order: Order | None = self._order
-        while order is not None:
-            other = order.group.choose(monotonic(), order.prefix, self._avoid)
-            if other is not None:
-                self._order = order
-                self._retries += 1
-                self._try(other)
-                return True
-            order = order.otherwise
+        found = self._find(self._avoid)
+        if found is not None:
+            self._retries += 1
+            self._order = found[0]
+            self._try(found[1])
+            return True
+        order = self._order
+        if self._retries < MOST_RETRIES and any(i not in self._avoid for i in order.group.instances):
+            self._retries += 1
+            self._wait()  # those that have not failed it are full
+            return True
         return False
+
+    def _find(self, avoid: tuple[Instance, ...]) -> tuple[Order, Instance] | None:
+        """A free instance that is none of these, and the order for it: the next chute's, if need be."""
+        order: Order | None = self._order
+        now = monotonic()
+        while order is not None:
+            other = order.group.choose(now, order.prefix, avoid)
+            if other is not None:
+                return order, other
+            order = order.otherwise
+        return None
 
     def _judge(self, instance: Instance) -> None:
         """Take what an answer says of its instance into account."""
@@ -353,7 +400,7 @@ class Exchange:
             return
         event = relay.error_event(refusal.body())
         if event is None:
-            self._client.abort()
+            self._client.break_off()
         else:
             self._client.complete(event, False)
         self._record(relay.status, code)

@@ -73,7 +73,8 @@ class RequestHeads:
         """
         found = LENGTH.search(data, 0, end + 2)
         if found is None:
-            return parse_request_head(data[:end]), 0, None
+            request = parse_request_head(data[:end])
+            return request, request.length, None  # a length may be spelled in ways that are not remembered
         start, stop = found.span(1)
         shape = sha256(data[:start] + data[stop:end]).digest()
         request = self._known.get(shape)

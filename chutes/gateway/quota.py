@@ -61,27 +61,32 @@ class Quota:
         self._board = board
         self._mine = board.mine
 
-    def begin(self, key: wire.Key, now: float) -> Refusal | None:
-        """Count a request in, unless that would exceed a limit; then nothing is counted."""
+    def begin(self, key: wire.Key, now: float) -> bytes:
+        """Count a request in; OpenAI's `x-ratelimit-*` header lines for its answer, each ending in CRLF.
+
+        Raises:
+            Refusal: 429, it would exceed a limit; then nothing is counted.
+        """
         if key.slot is None:
-            return None
+            return b""
         use = self._use(key.slot, now)
-        left = 1.0 - use[0] / 60.0  # of the minute before, what the last sixty seconds still cover
+        second, requests, tokens, requests_before, tokens_before, in_flight = use
+        left = 1.0 - second / 60.0  # of the minute before, what the last sixty seconds still cover
         most = key.requests_per_minute
-        if most is not None and use[3] * left + use[1] + 1 > most + ROUNDING:
-            return _too_many_a_minute(key, use)
+        if most is not None and requests_before * left + requests + 1 > most + ROUNDING:
+            raise _too_many_a_minute(key, use)
         most = key.tokens_per_minute
-        if most is not None and use[4] * left + use[2] + 1 > most + ROUNDING:
-            return _too_many_a_minute(key, use)
+        if most is not None and tokens_before * left + tokens + 1 > most + ROUNDING:
+            raise _too_many_a_minute(key, use)
         most = key.concurrency
-        if most is not None and use[5] >= most:
+        if most is not None and in_flight >= most:
             # Nobody knows when one of them ends.
-            return _refusal(key, use, f"{most} requests at once", "Wait for one of them to end", 1)
+            raise _refusal(key, use, f"{most} requests at once", "Wait for one of them to end", 1)
         at = KEYS_AT + key.slot * KEY_CELLS
         mine = self._mine
         mine[at + REQUESTS] += 1
         mine[at + KEY_IN_FLIGHT] += 1
-        return None
+        return _headers(key, (second, requests + 1, tokens, requests_before, tokens_before, in_flight))
 
     def end(self, key: wire.Key, tokens: int, now: float) -> None:
         """Count a request out that `begin` had counted in, and the tokens that it used."""
@@ -92,12 +97,6 @@ class Quota:
         self._roll(at, int(now // 60))
         mine[at + TOKENS] += tokens
         mine[at + KEY_IN_FLIGHT] -= 1
-
-    def headers(self, key: wire.Key, now: float) -> bytes:
-        """OpenAI's `x-ratelimit-*` header lines, each ending in CRLF; nothing for a key without limits."""
-        if key.slot is None:
-            return b""
-        return _headers(key, self._use(key.slot, now))
 
     def _use(self, slot: int, now: float) -> Numbers:
         at = KEYS_AT + slot * KEY_CELLS
@@ -175,24 +174,29 @@ def _wait(second: float, used: int, before: int, most: int) -> int:
 
 def _headers(key: wire.Key, use: Numbers) -> bytes:
     second, requests, tokens, requests_before, tokens_before, _ = use
-    lines = b""
+    left = 1.0 - second / 60.0
+    values: tuple[int | bytes, ...] = ()
     if (most := key.requests_per_minute) is not None:
-        lines = _lines(_form("requests", most), most, second, requests, requests_before)
+        values = _left(most - requests - requests_before * left), _reset(second, requests, requests_before)
     if (most := key.tokens_per_minute) is not None:
-        lines += _lines(_form("tokens", most), most, second, tokens, tokens_before)
-    return lines
+        values += _left(most - tokens - tokens_before * left), _reset(second, tokens, tokens_before)
+    return _form(key.requests_per_minute, key.tokens_per_minute) % values
 
 
-@functools.lru_cache(maxsize=1024)  # one entry for each limit that some key has
-def _form(what: str, most: int) -> bytes:
-    return (
-        f"x-ratelimit-limit-{what}: {most}\r\n"
-        f"x-ratelimit-remaining-{what}: %d\r\nx-ratelimit-reset-{what}: %b\r\n"
-    ).encode()
+@functools.lru_cache(maxsize=1024)  # one entry for each pair of limits that some key has
+def _form(requests: int | None, tokens: int | None) -> bytes:
+    return b"".join(
+        b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
+        % (what, most, what, what)
+        for what, most in ((b"requests", requests), (b"tokens", tokens))
+        if most is not None
+    )
 
 
-def _lines(form: bytes, most: int, second: float, used: int, before: int) -> bytes:
-    left = most - used - before * (1.0 - second / 60.0)
-    # "The time until the rate limit resets to its initial state": until the window holds nothing.
-    reset = 120.0 - second if used else 60.0 - second if before else 0.0
-    return form % (int(left + ROUNDING) if left > 0 else 0, DURATIONS[math.ceil(reset)])
+def _left(exactly: float) -> int:
+    return int(exactly + ROUNDING) if exactly > 0 else 0
+
+
+def _reset(second: float, used: int, before: int) -> bytes:
+    """ "The time until the rate limit resets to its initial state": until the window holds nothing."""
+    return DURATIONS[math.ceil(120.0 - second if used else 60.0 - second if before else 0.0)]

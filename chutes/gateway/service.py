@@ -123,12 +123,15 @@ class Service:
 
     def swap(self, table: wire.Table) -> None:
         """Serve from this table from the next request on."""
-        self.upstreams.swap(table, monotonic())
+        now = monotonic()
+        self.upstreams.swap(table, now)
         self._access = Access(table.keys, table.anonymous)
         self._keyless = table.anonymous is not None
         self._routes = Routes(table.routes)
         self._all_models = answers.model_list(table.routes)
         self._ready = True
+        # Whoever is refused by this may have sent its next request already, which is served at once: so last.
+        self.upstreams.settle(now)
 
     def admit(self, request: RequestHead, length: int, now: float) -> Standing | Answer:
         """What the head alone decides, so that no body is read in vain.
@@ -187,8 +190,11 @@ class Service:
             standing = self.admit(request, len(body), now)
             if isinstance(standing, Answer):
                 return standing
-        elif standing.key.expires is not None:
-            check_expiry(standing.key, now)
+        else:
+            if len(body) > self.max_body:
+                raise self.too_large()
+            if standing.key.expires is not None:
+                check_expiry(standing.key, now)
         if standing.inference:
             return self._inference(request, body, standing)
         group = self.upstreams.group(None)

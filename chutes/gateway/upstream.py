@@ -252,10 +252,13 @@ class Group(Generic[Waiter]):
             self.instances.append(instance)
         for instance in known.values():
             instance.retire()
+
+    def settle(self, now: float) -> None:
+        """After a swap: go on with those who wait, or tell them that it is in vain."""
         if len(self.line):
             if self.instances:
                 self.serve(now)
-            elif refusal := hopeless(route):
+            elif refusal := hopeless(self.route):
                 for ticket in self.line.clear():
                     ticket.item.give_up(refusal)
 
@@ -281,13 +284,15 @@ class Upstreams(Generic[Waiter]):
     def __init__(self, board: Board) -> None:
         self._board = board
         self._groups: dict[str | None, Group[Waiter]] = {}
+        self._unsettled: list[Group[Waiter]] = []
+        """Groups whose waiting requests have not heard of the last swap, those it took away included."""
 
     def group(self, chute_id: str | None) -> Group[Waiter]:
         """The instances of a chute; of the control API for None."""
         return self._groups[chute_id]
 
     def swap(self, table: wire.Table, now: float) -> None:
-        """Take over a table.
+        """Take over a table; `settle` comes after it, once all else has changed too.
 
         Args:
             now: monotonic seconds.
@@ -305,6 +310,12 @@ class Upstreams(Generic[Waiter]):
             group.swap(route, upstreams, self._board, now)
         for group in gone.values():
             group.swap(None, [], self._board, now)
+        self._unsettled = [*self._groups.values(), *gone.values()]
+
+    def settle(self, now: float) -> None:
+        for group in self._unsettled:
+            group.settle(now)
+        self._unsettled = []
 
     def serve(self, now: float) -> None:
         """Look for places that other workers have freed; called often, and cheap while nobody waits."""

@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import cast
 
 import msgspec
@@ -95,7 +96,12 @@ class Worker:
         # Ctrl-C reaches the whole process group; control decides what it means, and tells us.
         self._loop.add_signal_handler(signal.SIGINT, lambda: None)
         await self._loop.create_connection(lambda: self._channel, sock=channel)
-        tasks = [self._loop.create_task(each()) for each in (self._sweep, self._flush, self._serve_lines)]
+        rounds: tuple[tuple[float, Callable[[], None]], ...] = (
+            (1, self._clients.sweep),
+            (limits.FLUSH_SECONDS, self._clients.meter.flush),
+            (limits.LINE_SECONDS, self._serve_lines),
+        )
+        tasks = [self._loop.create_task(self._every(seconds, what)) for seconds, what in rounds]
         await self._ended.wait()
         for task in tasks:
             task.cancel()
@@ -141,21 +147,17 @@ class Worker:
         gc.freeze()
         self._channel.send(wire.Listening(os.getpid()))
 
-    async def _sweep(self) -> None:
+    async def _every(self, seconds: float, what: Callable[[], None]) -> None:
         while True:
-            await asyncio.sleep(1)
-            self._clients.sweep()
+            await asyncio.sleep(seconds)
+            try:
+                what()
+            except Exception as error:  # a defect: without its sweep a worker would enforce nothing any more
+                self._loop.call_exception_handler({"message": "a sweep failed", "exception": error})
 
-    async def _flush(self) -> None:
-        while True:
-            await asyncio.sleep(limits.FLUSH_SECONDS)
-            self._clients.meter.flush()
-
-    async def _serve_lines(self) -> None:
+    def _serve_lines(self) -> None:
         """Other workers free places without telling us."""
-        while True:
-            await asyncio.sleep(limits.LINE_SECONDS)
-            self._service.upstreams.serve(self._loop.time())
+        self._service.upstreams.serve(self._loop.time())
 
     def _stop(self) -> None:
         self._ended.set()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from chutes.gateway import limits
 from chutes.gateway.answers import Refusal
 from chutes.gateway.chunked import BadChunk, ChunkScanner
+from chutes.gateway.heads import RequestHeads
 from chutes.gateway.http import BadAnswer, parse_request_head, parse_response_head
 
 START = b"POST /v1/completions?a=b HTTP/1.1\r\nHost: x"
@@ -228,3 +229,20 @@ def scan(data: bytes, step: int) -> None:
     scanner = ChunkScanner()
     for start in range(0, len(data), step):
         scanner.feed(data[start : start + step])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Content-Length:5",
+        b"Content-Length:  5",
+        b"Content-Length: 5 ",
+        b"CONTENT-LENGTH: 5",
+        b"content-Length:\t5",
+    ],
+)
+def test_a_length_counts_however_it_is_spelled(line: bytes) -> None:
+    """One that was read as none would make the body the next request."""
+    head = b"POST / HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % line
+    request, length, _ = RequestHeads().read(head + b"12345", len(head) - 4)
+    assert (length, request.length) == (5, 5)
