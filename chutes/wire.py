@@ -136,7 +136,7 @@ class Wake(msgspec.Struct, frozen=True, tag="wake"):
     chute_id: str
 
 
-class Record(msgspec.Struct, frozen=True, array_like=True):
+class Record(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One request that has ended: what is metered, logged and counted of it. Never its content.
 
     Times are seconds; an empty string means that it never came so far.

@@ -11,7 +11,7 @@ model can look like one.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -22,6 +22,8 @@ some hundred bytes of nulls after that."""
 WHOLE_BYTES = 256 * 1024
 """An answer up to this size is read whole (0.1 ms) when its end does not tell."""
 
+SHORT_BYTES = 1024
+"""Up to here reading all is quicker than looking for the right part."""
 RESPONSE_BYTES = 256
 """Where an event of `/v1/responses` shows that the usage is one level deeper."""
 
@@ -36,28 +38,30 @@ class Usage(NamedTuple):
     cached: int
 
 
+Count = Annotated[int, msgspec.Meta(ge=0)] | None
+
+
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Count = None
 
 
 class _Counts(msgspec.Struct):
     """As chat, completions and embeddings say it, and as `/v1/responses` and `/v1/messages` do."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
     prompt_tokens_details: _Details | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: Count = None
+    output_tokens: Count = None
     input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
+    cache_read_input_tokens: Count = None
 
     def usage(self) -> Usage:
-        details = self.prompt_tokens_details or self.input_tokens_details
-        return Usage(
-            max(0, self.prompt_tokens or self.input_tokens or 0),
-            max(0, self.completion_tokens or self.output_tokens or 0),
-            max(0, (details and details.cached_tokens) or self.cache_read_input_tokens or 0),
-        )
+        prompt, completion, details = self.prompt_tokens, self.completion_tokens, self.prompt_tokens_details
+        if prompt is None:
+            prompt, completion, details = self.input_tokens, self.output_tokens, self.input_tokens_details
+        cached = self.cache_read_input_tokens if details is None else details.cached_tokens
+        return Usage(prompt or 0, completion or 0, cached or 0)
 
 
 class _Inner(msgspec.Struct):
@@ -88,6 +92,8 @@ def read_usage(answer: bytes) -> Usage | None:
     Of a large answer its last part is enough: it may begin anywhere. What is found there parses, together
     with the brace that it leaves open, as an object: so it is not inside of anything.
     """
+    if len(answer) <= SHORT_BYTES and (found := _counts(answer)) is not None:
+        return found.usage()
     at = answer.rfind(b'"usage"', max(0, len(answer) - USAGE_BYTES))
     if at >= 0 and not answer.endswith(b"\\", 0, at):
         nested = b'"response":{' in answer[:RESPONSE_BYTES]

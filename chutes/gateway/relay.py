@@ -87,6 +87,11 @@ class AnswerRelay:
 
     def feed(self, data: bytes) -> bytes:
         """Bytes for the client. Raises BadAnswer when the engine's are not HTTP."""
+        if self.silent:
+            self.silent = False
+            whole = self.heads.whole(data)
+            if whole is not None and not self.head_only:
+                return self._whole(*whole)
         if self._framing == CHUNKS:
             return self._chunks(data)
         if self._framing == LENGTH:
@@ -120,11 +125,6 @@ class AnswerRelay:
         return event if raw else b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
 
     def _head(self, data: bytes) -> bytes:
-        if self.silent:
-            self.silent = False
-            whole = self.heads.whole(data)
-            if whole is not None and not self.head_only:
-                return self._whole(*whole)
         if self._held:
             data = self._held + data
         while True:

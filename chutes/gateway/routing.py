@@ -110,6 +110,10 @@ class Routes:
         chutes."""
         return self._exact.get(name) or self._folded.get(name.casefold())
 
+    def is_name(self, model: str) -> bool:
+        """Whether this is how a chute is called, letter for letter."""
+        return model in self._resolved
+
     def resolve(self, model: str) -> Resolved | None:
         """What `model` means; None if nothing.
 

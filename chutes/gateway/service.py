@@ -22,7 +22,7 @@ from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import prefix_key
 from chutes.gateway.heads import RequestHeads
 from chutes.gateway.http import RequestHead
-from chutes.gateway.routing import MODELS_PATHS, Destination, Resolved, Routes, no_such_path
+from chutes.gateway.routing import MODELS_PATHS, Destination, Routes, no_such_path
 from chutes.gateway.scores import Preference, Room, rank
 from chutes.gateway.surface import CHAT_PATHS, COMPLETION_PATHS, Peek, peek, rewrite
 from chutes.gateway.upstream import Group, Upstreams
@@ -51,7 +51,18 @@ MODEL_PREFIXES = tuple(path + b"/" for path in MODELS_PATHS)
 class Standing:
     """What a table says of a request head, for when the same head comes again."""
 
-    __slots__ = ("destination", "fields", "inference", "inner", "key", "method", "path", "routes", "thinking")
+    __slots__ = (
+        "aims",
+        "destination",
+        "fields",
+        "inference",
+        "inner",
+        "key",
+        "method",
+        "path",
+        "routes",
+        "thinking",
+    )
 
     def __init__(self, routes: Routes, request: RequestHead, key: wire.Key, inference: bool) -> None:
         self.routes = routes
@@ -67,10 +78,36 @@ class Standing:
         """For the record, as `method`."""
         self.thinking = THINKING.get(request.headers.get(b"x-enable-thinking", b"").lower())
         """What the header said of it; None: nothing."""
+        self.aims: dict[str, Aim] = {}
+        """By model name, as it was asked for; names of chutes only, so there are not many."""
         self.destination: Destination | None = None
         """The chute, if host or path names it; else the body does."""
         self.inner = b""
         """With a destination: its public path."""
+
+
+class Aim:
+    """What a table says of a request head and a chute."""
+
+    __slots__ = ("capabilities", "chat", "completions", "group", "head", "name", "thinking", "twins")
+
+    def __init__(
+        self,
+        standing: Standing,
+        group: Group[Exchange],
+        route: wire.Route,
+        inner: bytes,
+        query: bytes,
+        thinking: bool | None,
+    ) -> None:
+        self.group = group
+        self.name = route.name
+        self.capabilities = route.capabilities
+        self.head = b"POST %b%b HTTP/1.1\r\n%b" % (inner, query, standing.fields)
+        self.chat = inner in CHAT_PATHS
+        self.completions = inner in COMPLETION_PATHS
+        self.thinking = thinking
+        self.twins = self.chat and "reasoning" in route.capabilities
 
 
 class Order:
@@ -229,19 +266,26 @@ class Service:
         if standing.destination is not None:
             return self._addressed(request, body, standing, standing.destination)
         peeked = peek(body)
+        aim = standing.aims.get(peeked.model)
+        if aim is not None:
+            return _order(aim, standing, peeked, body)
         resolved = self._routes.resolve(peeked.model)
         if resolved is None:
             raise self._routes.no_such_model(peeked.model, standing.key)
-        destinations = resolved.destinations
-        if len(destinations) == 1:
-            return self._order(request.path, request.query, body, standing, peeked, destinations[0], resolved)
+        path, query = request.path, request.query
+        thinking = True if resolved.thinking else standing.thinking
+        if len(resolved.destinations) == 1:
+            aim = self._aim(path, query, standing, resolved.destinations[0], thinking)
+            if self._routes.is_name(peeked.model):
+                standing.aims[peeked.model] = aim
+            return _order(aim, standing, peeked, body)
         # Those that this key may not call, or that lack the path, are passed over like unknown names.
         orders: list[tuple[Order, str, Room]] = []
         now, refusals = monotonic(), []
-        for destination in destinations:
+        for destination in resolved.destinations:
             try:
-                order = self._order(
-                    request.path, request.query, body, standing, peeked, destination, resolved
+                order = _order(
+                    self._aim(path, query, standing, destination, thinking), standing, peeked, body
                 )
             except Refusal as refusal:
                 refusals.append(refusal)
@@ -255,49 +299,17 @@ class Service:
             order.otherwise = following
         return ranked[0]
 
-    def _order(
-        self,
-        path: bytes,
-        query: bytes,
-        body: bytes,
-        standing: Standing,
-        peeked: Peek,
-        destination: Destination,
-        resolved: Resolved,
-    ) -> Order:
-        """The order for one chute. Raises Refusal."""
+    def _aim(
+        self, path: bytes, query: bytes, standing: Standing, destination: Destination, thinking: bool | None
+    ) -> Aim:
+        """For one chute. Raises Refusal."""
         route, key = destination.route, standing.key
-        if key.chute_ids is not None and route.chute_id not in key.chute_ids:
+        if not may_invoke(key, route.chute_id):
             raise _not_allowed(route)
         inner = destination.inner.get(path)
         if inner is None:
             raise no_such_path(path, route)
-        thinking = True if resolved.thinking else standing.thinking
-        chat = inner in CHAT_PATHS
-        body, shows_usage = rewrite(
-            body,
-            peeked,
-            model=route.name,
-            capabilities=route.capabilities,
-            thinking=thinking,
-            chat=chat,
-            completions=chat or inner in COMPLETION_PATHS,
-        )
-        head = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n" % (inner, query, standing.fields, len(body))
-        group = self.upstreams.group(route.chute_id)
-        order = Order(standing, group, route.name, head, body)
-        order.model = peeked.model
-        if peeked.stream is True:
-            order.stream = True
-            if not shows_usage:
-                order.shows_usage = False
-        if chat and "reasoning" in route.capabilities:
-            order.twins = True
-        if len(group.instances) > 1:
-            said = peeked.prompt if peeked.messages is UNSET else peeked.messages
-            if said is not UNSET:
-                order.prefix = prefix_key(bytes(said))
-        return order
+        return Aim(standing, self.upstreams.group(route.chute_id), route, inner, query, thinking)
 
     def _addressed(
         self, request: RequestHead, body: bytes, standing: Standing, destination: Destination
@@ -314,9 +326,8 @@ class Service:
                 if refusal.code != "invalid_model":
                     raise
             else:
-                return self._order(
-                    path, request.query, body, standing, peeked, destination, Resolved((destination,))
-                )
+                aim = self._aim(path, request.query, standing, destination, standing.thinking)
+                return _order(aim, standing, peeked, body)
         if not may_invoke(standing.key, route.chute_id):
             raise _not_allowed(route)
         if inner is None:
@@ -367,6 +378,34 @@ def _only_from_here(request: RequestHead) -> None:
             "Without keys only programs of this machine may ask, by a loopback address.",
             "Use http://127.0.0.1 and no browser, or start the platform without --no-auth.",
         )
+
+
+def _order(aim: Aim, standing: Standing, peeked: Peek, body: bytes) -> Order:
+    """Raises Refusal for a field that means nothing."""
+    body, shows_usage = rewrite(
+        body,
+        peeked,
+        model=aim.name,
+        capabilities=aim.capabilities,
+        thinking=aim.thinking,
+        chat=aim.chat,
+        completions=aim.completions,
+    )
+    head = b"%bContent-Length: %d\r\n" % (aim.head, len(body))
+    group = aim.group
+    order = Order(standing, group, aim.name, head, body)
+    order.model = peeked.model
+    if peeked.stream is True:
+        order.stream = True
+        if not shows_usage:
+            order.shows_usage = False
+    if aim.twins:
+        order.twins = True
+    if len(group.instances) > 1:
+        said = peeked.prompt if peeked.messages is UNSET else peeked.messages
+        if said is not UNSET:
+            order.prefix = prefix_key(bytes(said))
+    return order
 
 
 def _is_json(request: RequestHead) -> bool:

@@ -61,7 +61,7 @@ _FIRST = re.compile(rb'\s*\{\s*"model"\s*:\s*"[^"\\]*"\s*,')
 _MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*[,}]')
 
 
-class Peek(msgspec.Struct):
+class Peek(msgspec.Struct, gc=False):
     """The top-level fields of a body that concern the gateway; the decoder skips all others unbuilt.
 
     Raw fields are views into the body, not decoded.

@@ -75,7 +75,6 @@ class Instance:
         "_board",
         "_idle",
         "_mine",
-        "_slot",
         "chute_id",
         "fields",
         "heads",
@@ -84,6 +83,7 @@ class Instance:
         "retired",
         "seed",
         "since",
+        "slot",
         "upstream",
     )
 
@@ -108,18 +108,18 @@ class Instance:
         self._idle: list[UpstreamConnection] = []
         self._board = board
         self._mine = board.mine
-        self._slot = upstream.slot
+        self.slot = upstream.slot
 
     @property
     def in_flight(self) -> int:
         """Requests on it, of all workers."""
-        return self._board.total(self._slot)
+        return self._board.total(self.slot)
 
     def begin(self) -> None:
-        self._mine[self._slot] += 1
+        self._mine[self.slot] += 1
 
     def end(self) -> None:
-        self._mine[self._slot] -= 1
+        self._mine[self.slot] -= 1
 
     def take(self) -> UpstreamConnection | None:
         """An idle connection: the one used last, as the others are nearer to being closed by the engine."""
@@ -170,9 +170,22 @@ class Group(Generic[Waiter]):
         line: where requests wait; `serve` takes them out of it.
     """
 
-    __slots__ = ("_newest", "_turn", "chute_id", "instances", "line", "route", "score", "woken")
+    __slots__ = (
+        "_board",
+        "_ramped",
+        "_seeds",
+        "_slots",
+        "_turn",
+        "capacity",
+        "chute_id",
+        "instances",
+        "line",
+        "route",
+        "score",
+        "woken",
+    )
 
-    def __init__(self, chute_id: str | None, line: Waiting[Waiter]) -> None:
+    def __init__(self, chute_id: str | None, line: Waiting[Waiter], board: Board) -> None:
         self.chute_id = chute_id
         self.line = line
         self.instances: list[Instance] = []
@@ -182,8 +195,14 @@ class Group(Generic[Waiter]):
         self.woken = -1
         """Tick of the last `Wake` for it."""
         self._turn = 0
-        self._newest = 0.0
-        """When the newest of several instances came."""
+        self.capacity: int | None = None
+        """Requests that one instance takes at once."""
+        self._board = board
+        self._slots: list[int] = []
+        self._seeds: list[int] = []
+        """Of the instances."""
+        self._ramped = -1e9
+        """When the newest of them will have come to its full share."""
 
     def choose(
         self, now: float, prefix: int | None = None, avoid: Sequence[Instance] = ()
@@ -195,31 +214,27 @@ class Group(Generic[Waiter]):
             prefix: `balance.prefix_key` of the request.
             avoid: instances that have failed it.
         """
-        instances = self.instances
-        capacity = self.route.concurrency if self.route is not None else None
-        if len(instances) == 1 and not avoid:
-            only = instances[0]
-            return only if capacity is None or only.in_flight < capacity else None
-        if avoid:
-            instances = [instance for instance in instances if instance not in avoid]
+        instances, slots, seeds = self.instances, self._slots, self._seeds
+        for instance in instances:
+            if avoid or instance.health is not HEALTHY:
+                instances = self._usable(now, avoid)
+                slots = [instance.slot for instance in instances]
+                seeds = [instance.seed for instance in instances]
+                break
         if not instances:
             return None
-        usable = breaker.usable([instance.health for instance in instances], now)
-        if usable:
-            instances = [instances[index] for index in usable]
         self._turn += 1
         weights = None
-        if now - self._newest < limits.RAMP_SECONDS:
+        if now < self._ramped:
             weights = [balance.weight(now - instance.since) for instance in instances]
-        index = balance.choose(
-            [instance.in_flight for instance in instances],
-            [instance.seed for instance in instances],
-            prefix,
-            self._turn,
-            capacity,
-            weights,
-        )
+        loads = self._board.totals(slots)
+        index = balance.choose(loads, seeds, prefix, self._turn, self.capacity, weights)
         return instances[index] if index is not None else None
+
+    def _usable(self, now: float, avoid: Sequence[Instance]) -> list[Instance]:
+        left = [instance for instance in self.instances if instance not in avoid]
+        usable = breaker.usable([instance.health for instance in left], now)
+        return [left[index] for index in usable] if usable else left
 
     def room(self, now: float) -> Room:
         if not self.instances:
@@ -235,21 +250,22 @@ class Group(Generic[Waiter]):
             self.line.pop()
             ticket.item.proceed(instance)
 
-    def swap(
-        self, route: wire.Route | None, upstreams: list[wire.Upstream], board: Board, now: float
-    ) -> None:
+    def swap(self, route: wire.Route | None, upstreams: list[wire.Upstream], now: float) -> None:
         """Take over what a table says: instances that stay keep their connections, the rest retire."""
         # Those of a worker's first table have been there before the worker.
         since = now if self.instances or self.route is not None else -limits.RAMP_SECONDS
         self.route = route
+        self.capacity = route.concurrency if route is not None else None
         known = {instance.upstream: instance for instance in self.instances}
         self.instances = []
         for upstream in upstreams:
             instance = known.pop(upstream, None)
             if instance is None:
-                instance = Instance(self.chute_id, upstream, board, since)
-                self._newest = since
+                instance = Instance(self.chute_id, upstream, self._board, since)
+                self._ramped = since + limits.RAMP_SECONDS
             self.instances.append(instance)
+        self._slots = [instance.slot for instance in self.instances]
+        self._seeds = [instance.seed for instance in self.instances]
         for instance in known.values():
             instance.retire()
 
@@ -304,12 +320,12 @@ class Upstreams(Generic[Waiter]):
         wanted += [(route.chute_id, route.name, route, route.upstreams) for route in table.routes]
         for chute_id, name, route, upstreams in wanted:
             group = gone.pop(chute_id, None) or Group(
-                chute_id, Waiting[Waiter](name, self._board, _column(route))
+                chute_id, Waiting[Waiter](name, self._board, _column(route)), self._board
             )
             self._groups[chute_id] = group
-            group.swap(route, upstreams, self._board, now)
+            group.swap(route, upstreams, now)
         for group in gone.values():
-            group.swap(None, [], self._board, now)
+            group.swap(None, [], now)
         self._unsettled = [*self._groups.values(), *gone.values()]
 
     def settle(self, now: float) -> None:
