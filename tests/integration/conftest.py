@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from chutes import wire
-from chutes.board import INSTANCE_SLOTS
+from chutes.board import INSTANCE_SLOTS, Board
 from chutes.control.workers import listen
 
 ENGINE = Path(__file__).parent / "synthetic_engine.py"
@@ -49,8 +49,9 @@ class SyntheticEngine:
     def seen(self) -> dict[str, Any]:
         return json.loads(exchange(self.port, "GET", "/seen")[2])
 
-    def reset(self) -> None:
-        exchange(self.port, "POST", "/reset")
+    def reset(self, **fake: Any) -> None:
+        """Forget what was seen; with arguments, how it answers from now on."""
+        exchange(self.port, "POST", "/reset", json.dumps(fake).encode() if fake else b"")
 
     def stop(self) -> None:
         self.process.kill()
@@ -62,7 +63,15 @@ class SyntheticEngine:
 class GatewayWorker:
     """A gateway worker as control sees it: a process and the other end of its channel."""
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, max_body: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        max_body: int = 1 << 20,
+        board: Board | None = None,
+        row: int = 0,
+    ) -> None:
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(10)
         self._lines = self.channel.makefile("rb")
@@ -71,6 +80,9 @@ class GatewayWorker:
         fds = [theirs.fileno(), listener.fileno()]
         command = [sys.executable, "-m", "chutes.gateway", "--channel", str(fds[0]), "--listen", str(fds[1])]
         command += ["--max-body", str(max_body)]
+        if board is not None:
+            command += ["--board", str(board.fd), "--row", str(row)]
+            fds.append(board.fd)
         self.process = subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE, text=True)
         theirs.close()
         self.port = listener.getsockname()[1]
@@ -149,6 +161,7 @@ def route(
     phase: str = "ready",
     detail: str = "",
     paths: dict[str, str] | None = None,
+    **more: Any,
 ) -> wire.Route:
     return wire.Route(
         chute_id=chute_id,
@@ -160,6 +173,7 @@ def route(
         created=1700000000,
         engine="vllm",
         max_model_len=4096,
+        **more,
     )
 
 
