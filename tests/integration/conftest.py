@@ -74,7 +74,7 @@ class GatewayWorker:
     ) -> None:
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(10)
-        self._lines = self.channel.makefile("rb")
+        self._arrived = b""
         self.records: list[wire.Record] = []
         (listener,) = listen(host, port, slots=1, shared=port != 0)
         fds = [theirs.fileno(), listener.fileno()]
@@ -116,11 +116,15 @@ class GatewayWorker:
 
     def _message(self, timeout: float) -> wire.FromWorker:
         self.channel.settimeout(timeout)
-        return msgspec.json.decode(self._lines.readline(), type=wire.FromWorker)
+        while b"\n" not in self._arrived:
+            part = self.channel.recv(1 << 20)
+            assert part, "the worker has ended"
+            self._arrived += part
+        line, _, self._arrived = self._arrived.partition(b"\n")
+        return msgspec.json.decode(line, type=wire.FromWorker)
 
     def hang_up(self) -> None:
         """Close control's end of the channel."""
-        self._lines.close()
         self.channel.close()
 
     def memory(self) -> int:

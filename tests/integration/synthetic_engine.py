@@ -303,7 +303,9 @@ class Answering:
         text = b"".join(self._pieces()).decode()
         chat = self.request.path.endswith("/chat/completions")
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
-        choice |= {"message": {"role": "assistant", "content": text, **self._thought()}} if chat else {"text": text}
+        choice |= (
+            {"message": {"role": "assistant", "content": text, **self._thought()}} if chat else {"text": text}
+        )
         return {
             "id": "chatcmpl-1" if chat else "cmpl-1",
             "object": "chat.completion" if chat else "text_completion",
