@@ -71,14 +71,21 @@ class GatewayWorker:
         max_body: int = 1 << 20,
         board: Board | None = None,
         row: int = 0,
+        **bounds: float,
     ) -> None:
+        """`bounds`: other values for some of `gateway.limits`, as nobody waits minutes for a test."""
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(10)
         self._arrived = b""
         self.records: list[wire.Record] = []
         (listener,) = listen(host, port, slots=1, shared=port != 0)
         fds = [theirs.fileno(), listener.fileno()]
-        command = [sys.executable, "-m", "chutes.gateway", "--channel", str(fds[0]), "--listen", str(fds[1])]
+        changed = "".join(f"limits.{name} = {value}\n" for name, value in bounds.items())
+        program = (
+            f"from chutes.gateway import limits\n{changed}from chutes.gateway.__main__ import main\nmain()"
+        )
+        command = [sys.executable, *(["-c", program] if bounds else ["-m", "chutes.gateway"])]
+        command += ["--channel", str(fds[0]), "--listen", str(fds[1])]
         command += ["--max-body", str(max_body)]
         if board is not None:
             command += ["--board", str(board.fd), "--row", str(row)]
