@@ -245,13 +245,26 @@ class AnswerRelay:
                 self.reusable = False
                 data = data[:taken]
         if payload is not None:
-            data = b"".join(payload)
-        elif self.event_stream and not self.done and scanner.boundary < len(data):
+            return self._payload(b"".join(payload))
+        if self.event_stream and not self.done and scanner.boundary < len(data):
             return self._hold(data, scanner.boundary)
         if self._held:
             data = self._held + data
             self._held = b""
         return self._whole_chunks(data)
+
+    def _payload(self, data: bytes) -> bytes:
+        """What chunks held, for a client that knows none; of SSE whole events only, as they may be edited."""
+        if not self.event_stream:
+            return data
+        data = self._held + data
+        end = data.rfind(b"\n\n") + 2
+        if self.done or end < 2 and len(data) > limits.HELD_CHUNK_BYTES:
+            end = len(data)
+        elif end < 2:
+            end = 0
+        data, self._held = data[:end], data[end:]
+        return self._whole_chunks(data) if data else b""
 
     def _hold(self, data: bytes, boundary: int) -> bytes:
         """Pass on up to the end of the last whole chunk; keep the rest, unless that grows too long."""

@@ -54,19 +54,19 @@ class Standing:
     __slots__ = (
         "aims",
         "destination",
+        "edition",
         "fields",
         "inference",
         "inner",
         "key",
         "method",
         "path",
-        "routes",
         "thinking",
     )
 
-    def __init__(self, routes: Routes, request: RequestHead, key: wire.Key, inference: bool) -> None:
-        self.routes = routes
-        """Of the table that said so; holds for no other."""
+    def __init__(self, edition: object, request: RequestHead, key: wire.Key, inference: bool) -> None:
+        self.edition = edition
+        """Of the table that said so; holds for no other. Not the table: a remembered head would keep it."""
         self.key = key
         self.inference = inference
         self.fields = (
@@ -152,6 +152,8 @@ class Service:
         self.heads = RequestHeads()
         self.board = board or Board(Board.create(rows=1).fd, row=0)
         self.upstreams: Upstreams[Exchange] = Upstreams(self.board)
+        self._edition = object()
+        """Another one with each table."""
         self._ready = False
         self._access = Access([])
         self._keyless = False
@@ -166,6 +168,7 @@ class Service:
         self._keyless = table.anonymous is not None
         self._routes = Routes(table.routes)
         self._all_models = answers.model_list(table.routes)
+        self._edition = object()
         self._ready = True
         # Whoever is refused by this may have sent its next request already, which is served at once: so last.
         self.upstreams.settle(now)
@@ -201,7 +204,7 @@ class Service:
                 "This key may call models but not manage the platform.",
                 "Use an admin key: `chutes keys create --admin --name NAME`.",
             )
-        request.standing = standing = Standing(self._routes, request, key, inference)
+        request.standing = standing = Standing(self._edition, request, key, inference)
         standing.destination, standing.inner = destination, inner
         self.heads.remember(request)
         return standing
@@ -223,7 +226,7 @@ class Service:
             now: Unix time.
         """
         standing = request.standing
-        if standing is None or standing.routes is not self._routes:
+        if standing is None or standing.edition is not self._edition:
             standing = self.admit(request, len(body), now)
             if isinstance(standing, Answer):
                 return standing
@@ -395,7 +398,7 @@ def _order(aim: Aim, standing: Standing, peeked: Peek, body: bytes) -> Order:
     group = aim.group
     order = Order(standing, group, aim.name, head, body)
     order.model = peeked.model
-    if peeked.stream is True:
+    if peeked.stream:  # 1 is true to engines too
         order.stream = True
         if not shows_usage:
             order.shows_usage = False

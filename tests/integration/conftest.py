@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from chutes import wire
-from chutes.board import INSTANCE_SLOTS
+from chutes.board import INSTANCE_SLOTS, Board
 from chutes.control.workers import listen
 
 ENGINE = Path(__file__).parent / "synthetic_engine.py"
@@ -49,8 +49,9 @@ class SyntheticEngine:
     def seen(self) -> dict[str, Any]:
         return json.loads(exchange(self.port, "GET", "/seen")[2])
 
-    def reset(self) -> None:
-        exchange(self.port, "POST", "/reset")
+    def reset(self, **fake: Any) -> None:
+        """Forget what was seen; with arguments, how it answers from now on."""
+        exchange(self.port, "POST", "/reset", json.dumps(fake).encode() if fake else b"")
 
     def stop(self) -> None:
         self.process.kill()
@@ -62,15 +63,33 @@ class SyntheticEngine:
 class GatewayWorker:
     """A gateway worker as control sees it: a process and the other end of its channel."""
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, max_body: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        max_body: int = 1 << 20,
+        board: Board | None = None,
+        row: int = 0,
+        **bounds: float,
+    ) -> None:
+        """`bounds`: other values for some of `gateway.limits`, as nobody waits minutes for a test."""
         self.channel, theirs = socket.socketpair()
         self.channel.settimeout(10)
-        self._lines = self.channel.makefile("rb")
+        self._arrived = b""
         self.records: list[wire.Record] = []
         (listener,) = listen(host, port, slots=1, shared=port != 0)
         fds = [theirs.fileno(), listener.fileno()]
-        command = [sys.executable, "-m", "chutes.gateway", "--channel", str(fds[0]), "--listen", str(fds[1])]
+        changed = "".join(f"limits.{name} = {value}\n" for name, value in bounds.items())
+        program = (
+            f"from chutes.gateway import limits\n{changed}from chutes.gateway.__main__ import main\nmain()"
+        )
+        command = [sys.executable, *(["-c", program] if bounds else ["-m", "chutes.gateway"])]
+        command += ["--channel", str(fds[0]), "--listen", str(fds[1])]
         command += ["--max-body", str(max_body)]
+        if board is not None:
+            command += ["--board", str(board.fd), "--row", str(row)]
+            fds.append(board.fd)
         self.process = subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE, text=True)
         theirs.close()
         self.port = listener.getsockname()[1]
@@ -104,11 +123,15 @@ class GatewayWorker:
 
     def _message(self, timeout: float) -> wire.FromWorker:
         self.channel.settimeout(timeout)
-        return msgspec.json.decode(self._lines.readline(), type=wire.FromWorker)
+        while b"\n" not in self._arrived:
+            part = self.channel.recv(1 << 20)
+            assert part, "the worker has ended"
+            self._arrived += part
+        line, _, self._arrived = self._arrived.partition(b"\n")
+        return msgspec.json.decode(line, type=wire.FromWorker)
 
     def hang_up(self) -> None:
         """Close control's end of the channel."""
-        self._lines.close()
         self.channel.close()
 
     def memory(self) -> int:
@@ -149,6 +172,7 @@ def route(
     phase: str = "ready",
     detail: str = "",
     paths: dict[str, str] | None = None,
+    **more: Any,
 ) -> wire.Route:
     return wire.Route(
         chute_id=chute_id,
@@ -160,6 +184,7 @@ def route(
         created=1700000000,
         engine="vllm",
         max_model_len=4096,
+        **more,
     )
 
 

@@ -15,8 +15,12 @@ A request says how it wants to be answered in its body's `fake` object, every fi
 
     do        answer (default; SSE when `stream` is true) | echo | die_before_head | die_in_head |
               die_mid_stream | half_chunk | short_body | long_body | endless | close_delimited | garbage |
-              status | hang
+              status | hang | raw
     status    for `status`: its code, with an OpenAI error object
+    parts     for `raw`: texts that are written one by one as they stand, and then the end of the connection
+    keep      for `raw`: the connection stays open after them
+    thought   the field of a message or delta that gets a thought: reasoning | reasoning_content
+    usage     [prompt, completion, cached] tokens, instead of [1, number of chunks, 0]
     first     seconds before the first byte
     chunks    events of a stream, or pieces of a body
     gap       seconds between them
@@ -24,9 +28,11 @@ A request says how it wants to be answered in its body's `fake` object, every fi
     split     writes cut into this many bytes each, to meet a reader at every boundary
     once      a token: only the first request that carries it behaves so; later ones are answered normally
 
-GET /metrics is a little of vLLM's page. GET /seen tells what
-happened: requests, aborted (clients that went away early), in_flight, connections,
-and the head and body length of the last request. POST /reset forgets it.
+A stream tells its usage at its end if `stream_options` ask for it.
+
+GET /metrics is a little of vLLM's page. GET /seen tells what happened: requests, aborted (clients that went away early), in_flight, the most that
+were in flight at once, connections, and the last request: head, body length, and the body if it is short.
+POST /reset forgets it; with a body, that becomes the behaviour for requests that do not say theirs.
 """
 
 from __future__ import annotations
@@ -76,6 +82,7 @@ class Engine:
     def reset(self) -> None:
         self.requests = 0
         self.aborted = 0
+        self.most = 0
         self.last: dict[str, Any] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -117,6 +124,7 @@ class Engine:
             "requests": self.requests,
             "aborted": self.aborted,
             "in_flight": self.in_flight,
+            "most": self.most,
             "connections": self.connections,
             "pid": os.getpid(),
             **self.last,
@@ -136,6 +144,7 @@ class Answering:
         self.closes = False
         self.fake = dict(engine.default)
         self.stream = False
+        self.tells_usage = False
         self.split = 0
 
     async def run(self) -> None:
@@ -156,7 +165,10 @@ class Answering:
             return
         engine.requests += 1
         engine.last = {"headers": request.headers, "target": request.target, "body_bytes": len(request.body)}
+        if len(request.body) < 10_000:
+            engine.last["body"] = request.body.decode("latin-1")
         engine.in_flight += 1
+        engine.most = max(engine.most, engine.in_flight)
         try:
             await self._inference()
         except (Gone, ConnectionError):
@@ -198,6 +210,8 @@ class Answering:
             self.engine.once.add(token)
         self.split = int(self.fake.get("split", 0))
         self.stream = body.get("stream") is True
+        options = body.get("stream_options")
+        self.tells_usage = isinstance(options, dict) and options.get("include_usage") is True
         return body
 
     async def _behave(self, do: str) -> None:
@@ -214,6 +228,12 @@ class Answering:
                 await self._json({"error": error}, int(self.fake["status"]))
             case "hang":
                 await self._pause(3600)
+            case "raw":
+                for part in self.fake["parts"]:
+                    await self._write(part.encode("latin-1"))
+                    await asyncio.sleep(0.02)
+                if not self.fake.get("keep"):
+                    raise Death
             case "die_before_head":
                 raise Death
             case "die_in_head":
@@ -254,6 +274,8 @@ class Answering:
             await self._chunk(self._event(piece.decode()))
             await self._pause(self.fake.get("gap", 0))
         if end:
+            if self.tells_usage:
+                await self._chunk(self._event(None))
             await self._chunk(b"data: [DONE]\n\n")
             await self._write(b"0\r\n\r\n")
 
@@ -261,23 +283,42 @@ class Answering:
         size = int(self.fake.get("size", 8))
         return [f"{index} ".encode().ljust(size, b"x") for index in range(int(self.fake.get("chunks", 5)))]
 
-    def _event(self, text: str) -> bytes:
+    def _event(self, text: str | None) -> bytes:
+        """An event with a text, or the one that only tells the usage."""
         chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": self._model()}
-        delta = {"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}
-        return b"data: " + json.dumps({**chunk, "choices": [delta]}).encode() + b"\n\n"
+        if text is None:
+            chunk |= {"choices": [], "usage": self._usage()}
+        else:
+            delta = {"role": "assistant", "content": text, **self._thought()}
+            chunk |= {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
+
+    def _thought(self) -> dict[str, str]:
+        return {self.fake["thought"]: 'thinks "so"'} if "thought" in self.fake else {}
+
+    def _usage(self) -> dict[str, Any]:
+        prompt, completion, cached = self.fake.get("usage", [1, int(self.fake.get("chunks", 5)), 0])
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
 
     def _completion(self) -> dict[str, Any]:
         text = b"".join(self._pieces()).decode()
         chat = self.request.path.endswith("/chat/completions")
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
-        choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        choice |= (
+            {"message": {"role": "assistant", "content": text, **self._thought()}} if chat else {"text": text}
+        )
         return {
             "id": "chatcmpl-1" if chat else "cmpl-1",
             "object": "chat.completion" if chat else "text_completion",
             "created": int(time.time()),
             "model": self._model(),
             "choices": [choice],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 5, "total_tokens": 6},
+            "usage": self._usage(),
         }
 
     def _model(self) -> str:
@@ -288,6 +329,8 @@ class Answering:
 
     async def _reset(self) -> None:
         self.engine.reset()
+        if self.request.body:
+            self.engine.default = json.loads(self.request.body)
         await self._json({})
 
     async def _health(self) -> None:

@@ -164,3 +164,14 @@ def test_a_body_longer_than_announced_is_cut_and_its_connection_dropped() -> Non
 def test_what_is_not_an_answer(data: bytes) -> None:
     with pytest.raises(BadAnswer):
         relay().feed(data)
+
+
+@given(st.lists(st.integers(0, 2000), max_size=20))
+def test_an_old_client_does_not_see_the_usage_either(cuts: list[int]) -> None:
+    answer = relay(http_1_0=True, close=True)
+    answer.hides_usage = True
+    text, usage = b'data: {"choices":[{}]}\n\n', b'data: {"choices":[],"usage":{"prompt_tokens":3}}\n\n'
+    stream = SSE + chunk(text) + chunk(usage) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+    out = b"".join(answer.feed(part) for part in split(stream, cuts))
+    assert out.partition(b"\r\n\r\n")[2] == text + b"data: [DONE]\n\n"
+    assert answer.usage == (3, 0, 0)
