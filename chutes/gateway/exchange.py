@@ -143,7 +143,11 @@ class Exchange:
     def give_up(self, refusal: Refusal) -> None:
         """Answer with an error; no instance has it."""
         self._leave_line()
-        self._client.refuse(refusal)
+        event = self._relay.error_event(refusal.body()) if self._relay.headed else None
+        if event is not None:
+            self._client.complete(event, self._relay.keep_alive)
+        else:
+            self._client.refuse(refusal)
         self._record(refusal.status, refusal.code)
 
     def received(self, data: bytes) -> None:
@@ -215,6 +219,11 @@ class Exchange:
             self._connection.transport.resume_reading()
 
     def sweep(self, tick: int) -> None:
+        if self._ticket is not None:
+            order = self._order
+            if order.standing.comments and order.stream and tick % limits.COMMENT_SECONDS == 0:
+                self._client.pass_on(self._relay.comment())
+            return
         if tick - self._heard >= limits.ANSWER_SECONDS and not self._paused:
             self._fail(504, "upstream_timeout", f"has said nothing for {limits.ANSWER_SECONDS} s")
 

@@ -98,3 +98,5 @@ PREFIX_HASH_BYTES = 256
 """Before that place, hashed."""
 LINE_SECONDS = 0.03
 """Between two looks for a place that another worker has freed, while somebody waits for one."""
+COMMENT_SECONDS = 10
+"""Between two comments to a client that waits and wants to see life; idle bounds of proxies start at 30."""

@@ -27,6 +27,9 @@ HEAD, NOTHING, LENGTH, CHUNKS, CLOSE, GATHERED = range(6)
 USAGE, THOUGHT = b'"usage":{', b'"reasoning'
 """What makes an event worth a look."""
 
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+COMMENT = b"b\r\n: waiting\n\n\r\n"
+
 
 class AnswerRelay:
     """The answer to one request.
@@ -62,6 +65,8 @@ class AnswerRelay:
     """The client did not ask for the event at the end of a stream that tells its usage."""
     twins = False
     """Thoughts are to be given under both of their names."""
+    headed = False
+    """A head of ours has gone out, as the client was to see life while it waited."""
     fields = b""
     """Further header lines for the client, each ending in CRLF."""
     _framing = HEAD
@@ -82,8 +87,19 @@ class AnswerRelay:
         relay = AnswerRelay(self.heads, self.request_id)
         relay.lasting = relay.keep_alive = self.lasting
         relay.http_1_0, relay.head_only, relay.fields = self.http_1_0, self.head_only, self.fields
-        relay.hides_usage, relay.twins = self.hides_usage, self.twins
+        relay.hides_usage, relay.twins, relay.headed = self.hides_usage, self.twins, self.headed
         return relay
+
+    def comment(self) -> bytes:
+        """A sign of life for a client that waits for a stream, which proxies on the way see as well.
+
+        It goes out under a head of ours, so an error that comes later can only be an event.
+        """
+        if self.headed:
+            return COMMENT
+        self.headed = True
+        end = b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n"
+        return b"%bX-Request-Id: %b\r\n%b%b%b" % (STREAM_HEAD, self.request_id, self.fields, end, COMMENT)
 
     def feed(self, data: bytes) -> bytes:
         """Bytes for the client. Raises BadAnswer when the engine's are not HTTP."""
@@ -116,6 +132,8 @@ class AnswerRelay:
         None where nothing can: the client must see its connection break, or it would take the part that
         it has for the whole.
         """
+        if self.headed and not self.begun:
+            return _last_event(error)
         if not self.event_stream or self._spilled or self._framing not in (CHUNKS, CLOSE):
             return None
         raw = self._framing == CLOSE or self.http_1_0
@@ -156,6 +174,8 @@ class AnswerRelay:
         self.usage = read_usage(body)
         if self.twins:
             body = twin_reasoning(body)
+        if self.headed:
+            return _last_event(body)
         return b"%bContent-Length: %d\r\nX-Request-Id: %b\r\n%b%b%b" % (
             head.start,
             len(body),
@@ -172,6 +192,8 @@ class AnswerRelay:
             self.reusable = False
         if head.event_stream:
             self.event_stream = True
+        if self.headed:
+            return self._begin_headed(head, length)
         framing = b""
         if length is not None:
             framing = b"Content-Length: %d\r\n" % length
@@ -203,6 +225,20 @@ class AnswerRelay:
             self.fields,
             b"\r\n" if self.keep_alive else b"Connection: close\r\n\r\n",
         )
+
+    def _begin_headed(self, head: ResponseHead, length: int | None) -> bytes:
+        """The client has a head already, of a stream: what is none becomes its only event."""
+        if head.event_stream and head.chunked:
+            self._framing = CHUNKS
+            self._scanner = ChunkScanner()
+            self.begun = True
+        elif length is not None and length <= limits.GATHERED_BYTES:
+            self._framing = GATHERED
+            self._left = length
+            self._gathered = (head, [])
+        else:
+            raise BadAnswer("It did not answer with a stream.")
+        return b""
 
     def _gather(self, data: bytes) -> bytes:
         head, parts = self._gathered
@@ -301,3 +337,9 @@ class AnswerRelay:
             events, usage = hide_usage(events)
         self.usage = usage or read_usage_event(events) or self.usage
         return twin_events(events) if self.twins else events
+
+
+def _last_event(data: bytes) -> bytes:
+    """One event, and the end of the stream. Line ends in JSON are blanks, in an event they would end it."""
+    event = b"data: %b\n\n" % data.replace(b"\r", b" ").replace(b"\n", b" ")
+    return b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)

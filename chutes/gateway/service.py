@@ -53,6 +53,7 @@ class Standing:
 
     __slots__ = (
         "aims",
+        "comments",
         "destination",
         "edition",
         "fields",
@@ -80,6 +81,10 @@ class Standing:
         """What the header said of it; None: nothing."""
         self.aims: dict[str, Aim] = {}
         """By model name, as it was asked for; names of chutes only, so there are not many."""
+        self.comments = (
+            request.headers.get(b"x-wait-comments", b"") in (b"1", b"true") and not request.http_1_0
+        )
+        """The client wants to see life while its stream waits for a chute."""
         self.destination: Destination | None = None
         """The chute, if host or path names it; else the body does."""
         self.inner = b""

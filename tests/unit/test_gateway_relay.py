@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chutes.gateway import limits
+from chutes.gateway.chunked import ChunkScanner
 from chutes.gateway.heads import AnswerHeads
 from chutes.gateway.http import BadAnswer
 from chutes.gateway.relay import AnswerRelay
@@ -175,3 +176,43 @@ def test_an_old_client_does_not_see_the_usage_either(cuts: list[int]) -> None:
     out = b"".join(answer.feed(part) for part in split(stream, cuts))
     assert out.partition(b"\r\n\r\n")[2] == text + b"data: [DONE]\n\n"
     assert answer.usage == (3, 0, 0)
+
+
+def payload(data: bytes) -> bytes:
+    """What a client reads after the head."""
+    scanner, pieces = ChunkScanner(), list[bytes]()
+    body = data.partition(b"\r\n\r\n")[2]
+    assert scanner.feed(body, pieces) == len(body)
+    assert scanner.ended
+    return b"".join(pieces)
+
+
+def waited() -> tuple[AnswerRelay, bytes]:
+    """A client that has seen two comments."""
+    made = relay()
+    return made, made.comment() + made.comment()
+
+
+def test_a_stream_that_was_waited_for_goes_on_under_the_same_head() -> None:
+    made, seen = waited()
+    out = made.feed(SSE + chunk(b"data: 1\n\n") + b"0\r\n\r\n")
+    assert payload(seen + out) == b": waiting\n\n: waiting\n\ndata: 1\n\n"
+    assert made.done
+    assert made.keep_alive
+
+
+@pytest.mark.parametrize("cut", [10, 60, 75])
+def test_an_error_after_comments_is_an_event(cut: int) -> None:
+    made, seen = waited()
+    body = b'{"error":\n {"message":"m"}}'
+    data = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    seen += made.feed(data[:cut]) + made.feed(data[cut:])
+    assert payload(seen) == b': waiting\n\n: waiting\n\ndata: {"error":  {"message":"m"}}\n\n'
+    assert (made.status, made.done) == (400, True)
+
+
+def test_a_refusal_after_comments_is_an_event() -> None:
+    made, seen = waited()
+    event = made.error_event(ERROR)
+    assert event is not None
+    assert payload(seen + event).endswith(b"data: " + ERROR + b"\n\n")
