@@ -145,7 +145,7 @@ class Worker:
         # pages shared with other processes stay shared.
         gc.collect()
         gc.freeze()
-        # Requests leave no cycles behind; looking for some every 700 objects took several percent of the time.
+        # Requests leave no cycles behind; looking for some every 700 objects took some percent of the time.
         gc.set_threshold(20_000, 20, 50)
         self._channel.send(wire.Listening(os.getpid()))
 
