@@ -3,24 +3,28 @@
 A worker is one process (`python -m chutes.gateway`) with one event loop. A request goes through it in a
 straight line, without a task, a future or a copy that it does not need:
 
-    client.py     bytes from a client → whole requests          (protocol)
-    http.py       a head → facts, strictly                      (pure)
+    client.py     bytes from a client → whole requests              (protocol)
+    heads.py      is it a head that came before?                    (pure)
+    http.py       a head → facts, strictly                          (pure)
     chunked.py    chunked bodies: where they end, what is in them   (pure)
     service.py    a request → an answer, a refusal, or an order to forward
-      access.py   whose key this is                             (pure)
-      quota.py    what its key has left of its limits       (pure)
-      routing.py  which chute and which of its paths            (pure)
-      scores.py   in which order the chutes of a list           (pure)
-      answers.py  error objects and the list of models          (pure)
-    exchange.py   one order → attempts on instances, until one answers
-      balance.py  which instance                                (pure)
-      breaker.py  which instances are left out for now          (pure)
-      waiting.py  whose turn it is when all are busy        (pure)
-      upstream.py connections to instances, and their pool      (protocol)
-      relay.py    an engine's bytes → the client's bytes        (pure)
+      access.py   whose key this is                                 (pure)
+      routing.py  which chutes and which of their paths             (pure)
+      scores.py   in which order the chutes of a list               (pure)
+      surface.py  the body as the engine is to get it               (pure)
+      answers.py  error objects and the list of models              (pure)
+    exchange.py   one order → its turn, attempts on instances, a record
+      quota.py    what its key has left of its limits               (pure, on the board)
+      waiting.py  whose turn it is when all are busy                (pure)
+      balance.py  which instance                                    (pure)
+      breaker.py  which instances are left out for now              (pure)
+      upstream.py instances, connections to them, who waits for one (protocol)
+      relay.py    an engine's bytes → the client's bytes            (pure)
+      events.py   what is read in an answer, hidden or added        (pure)
+    meter.py      what has ended, told to control in batches
     worker.py     the process: channel to control, listening, draining
     limits.py     every bound on what a stranger may use up, with its reason
 
 A worker serves from memory: control publishes a whole `wire.Table`, and a swap of tables is one
-assignment between two requests.
+assignment between two requests. What workers must know of each other stands on `chutes/board.py`.
 """
