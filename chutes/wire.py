@@ -180,6 +180,10 @@ class Usage(msgspec.Struct, frozen=True, tag="usage"):
     gaps: list[int] = []
     """How many gaps between chunks of a stream fell into each of `GAP_BUCKETS`, since the last message."""
 
+    refused: list[tuple[int, str, int]] = []
+    """Requests that were not let in since the last message: status, `error.code`, how many. Only counted, as
+    a stranger can send any number of them."""
+
 
 GAP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 """Upper bounds in seconds; `Usage.gaps` has one more entry, for longer ones."""

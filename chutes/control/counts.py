@@ -95,6 +95,13 @@ class Counts:
         if len(gaps) == len(self.gaps):
             self.gaps = [total + more for total, more in zip(self.gaps, gaps, strict=True)]
 
+    def refused(self, refused: Iterable[tuple[int, str, int]]) -> None:
+        """Requests that were not let in; they belong to no chute."""
+        nobody = self.chutes.setdefault("", ChuteCounts())
+        for status, code, count in refused:
+            nobody.requests[status, False] += count
+            nobody.errors[self._code(code)] += count
+
     def woke(self, chute_id: str) -> None:
         self.chutes.setdefault(chute_id, ChuteCounts()).wakes += 1
 

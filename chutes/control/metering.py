@@ -149,6 +149,9 @@ class Meter:
                 continue
             records = [record if "cpk_" not in record.model + record.path else _without_keys(record)
                        for record in usage.records]  # fmt: skip
+            if usage.refused:
+                with self.lock:
+                    self.counts.refused(usage.refused)
             for begin in range(0, max(len(records), 1), SLICE):
                 self._digest(records[begin : begin + SLICE], usage.gaps if begin == 0 else [])
         self._write()

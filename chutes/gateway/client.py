@@ -200,6 +200,8 @@ class ClientConnection(asyncio.Protocol):
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error, and end the connection if it cannot be read on."""
         request = self._request
+        if self._exchange is None:  # it was never let in; an exchange is recorded by itself
+            self._clients.meter.refused(refusal.status, refusal.code)
         self._exchange = None
         self._request = None
         close = refusal.close or request is None or not request.keep_alive or self._clients.draining

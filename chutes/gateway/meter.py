@@ -27,6 +27,7 @@ class Meter:
         self._records: list[wire.Record] = []
         self._gaps = [0] * (len(wire.GAP_BUCKETS) + 1)
         self._any_gap = False
+        self._refused: dict[tuple[int, str], int] = {}
         self._wall = time.time() - monotonic()
 
     def started(self, at: float) -> float:
@@ -43,14 +44,20 @@ class Meter:
         self._any_gap = True
         self._gaps[bisect_left(wire.GAP_BUCKETS, seconds)] += 1
 
+    def refused(self, status: int, code: str) -> None:
+        """A request was not let in: no key, no such model, no JSON."""
+        self._refused[status, code] = self._refused.get((status, code), 0) + 1
+
     def flush(self) -> None:
         """Tell control; called several times a second, and at the end."""
-        if not self._records and not self._any_gap:
+        if not self._records and not self._any_gap and not self._refused:
             return
+        refused = [(status, code, count) for (status, code), count in self._refused.items()]
+        self._refused.clear()
         records, self._records = self._records, []
         gaps: list[int] = []
         if self._any_gap:
             gaps, self._gaps = self._gaps, [0] * len(self._gaps)
             self._any_gap = False
         self._wall = time.time() - monotonic()
-        self._send(wire.Usage(records, gaps))
+        self._send(wire.Usage(records, gaps, refused))

@@ -314,3 +314,12 @@ def test_tracing_is_off_unless_asked_for(
     with caplog.at_level(logging.WARNING):
         assert tracing.start("") is None
     assert "chutes[otel]" in caplog.text
+
+
+def test_requests_that_were_not_let_in_are_counted_for_nobody() -> None:
+    counts = Counts()
+    counts.refused([(401, "invalid_api_key", 3), (404, "model_not_found", 1)])
+    counts.refused([(401, "invalid_api_key", 2)])
+    nobody = counts.chutes[""]
+    assert dict(nobody.requests) == {(401, False): 5, (404, False): 1}
+    assert dict(nobody.errors) == {"invalid_api_key": 5, "model_not_found": 1}
