@@ -197,6 +197,8 @@ class Exchange:
             self._connection.transport.resume_reading()
 
     def sweep(self, tick: int) -> None:
+        if self._ticket is not None:
+            self._wake()
         if tick - self._heard >= limits.ANSWER_SECONDS and not self._paused:
             self._fail(504, "upstream_timeout", f"has said nothing for {limits.ANSWER_SECONDS} s")
 
@@ -210,13 +212,18 @@ class Exchange:
                 self.give_up(refusal)
                 return
             why = Why.STARTING
-            if group.route is not None and group.route.asleep and group.woken != self._worker.tick:
-                group.woken = self._worker.tick
-                self._worker.report(wire.Wake(group.route.chute_id))
+            self._wake()
         try:
             self._ticket = group.line.add(self, order.standing.key.key_id, why, self._started)
         except Refusal as refusal:
             self.give_up(refusal)
+
+    def _wake(self) -> None:
+        """Have the chute started if it sleeps: it may have been put to sleep while this one waited."""
+        group = self._order.group
+        if group.route is not None and group.route.asleep and group.woken != self._worker.tick:
+            group.woken = self._worker.tick
+            self._worker.report(wire.Wake(group.route.chute_id))
 
     def _try(self, instance: Instance, *, fresh: bool = False) -> None:
         self._instance = self._tried = instance
