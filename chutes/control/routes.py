@@ -15,6 +15,10 @@ OWN_PATHS = {
 }  # fmt: skip
 """First segments of the platform's own paths."""
 
+BETWEEN_TRIES = "waiting"
+"""What clients and users see as the phase of a chute whose instance failed and whose next one is due:
+requests wait for it."""
+
 
 def table(
     world: World,
@@ -33,7 +37,7 @@ def table(
         anonymous: who a request without a known key is; None: nobody.
     """
     routes = [
-        _route(deployment, world.of(id_), listings.get(id_, Listing()), slots, id_ in world.asleep)
+        _route(deployment, world, listings.get(id_, Listing()), slots)
         for id_, deployment in world.deployments.items()
     ]
     return Table(routes=routes, keys=keys, control=control, anonymous=anonymous)
@@ -45,15 +49,13 @@ def current(deployment: Deployment, instances: list[Instance]) -> Instance | Non
     return (own or instances or [None])[-1]
 
 
-def _route(
-    deployment: Deployment,
-    instances: list[Instance],
-    listing: Listing,
-    slots: Mapping[str, int],
-    asleep: bool,
-) -> Route:
+def _route(deployment: Deployment, world: World, listing: Listing, slots: Mapping[str, int]) -> Route:
     spec = deployment.spec
+    instances = world.of(spec.uid)
     newest = current(deployment, instances)
+    phase = str(newest.phase if newest else Phase.PREPARING)
+    if phase == Phase.FAILED and spec.uid not in world.given_up:
+        phase = BETWEEN_TRIES
     return Route(
         chute_id=spec.uid,
         name=spec.name,
@@ -81,7 +83,7 @@ def _route(
             and instance.endpoint
             and instance.id in slots
         ],
-        phase=str(newest.phase) if newest else str(Phase.PREPARING),
+        phase=phase,
         detail=_detail(spec.name, newest),
         created=int(deployment.created),
         engine=deployment.plan.engine,
@@ -92,7 +94,7 @@ def _route(
         concurrency=spec.concurrency,
         price=listing.price,
         slot=slots.get(spec.uid, 0),
-        asleep=asleep,
+        asleep=spec.uid in world.asleep,
     )
 
 

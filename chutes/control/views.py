@@ -12,7 +12,7 @@ from chutes.control.deploying import Draft
 from chutes.control.keys import ApiKey, Limits
 from chutes.control.listing import FREE, Listing
 from chutes.control.reconcile import Deployment, Instance, World, retry_at
-from chutes.control.routes import current
+from chutes.control.routes import BETWEEN_TRIES, current
 from chutes.engine.lifecycle import Phase
 from chutes.wire import Price
 
@@ -111,7 +111,7 @@ class ChuteView(BaseModel):
         if spec.uid in world.asleep:
             phase = "asleep" if newest is None or newest.phase.over else "falling asleep"
         elif newest and newest.phase == Phase.FAILED and not given_up:
-            phase, wait = "waiting", max(0.0, retry_at(world, spec.uid) - time.time())
+            phase, wait = BETWEEN_TRIES, max(0.0, retry_at(world, spec.uid) - time.time())
         return cls(
             chute_id=spec.uid,
             name=spec.name,

@@ -220,6 +220,7 @@ class Exchange:
 
     def sweep(self, tick: int) -> None:
         if self._ticket is not None:
+            self._wake()
             order = self._order
             if order.standing.comments and order.stream and tick % limits.COMMENT_SECONDS == 0:
                 self._client.pass_on(self._relay.comment())
@@ -244,9 +245,7 @@ class Exchange:
             self._order, group = order, order.group
         if not group.instances:
             why = Why.STARTING
-            if group.route is not None and group.route.asleep and group.woken != self._worker.tick:
-                group.woken = self._worker.tick
-                self._worker.report(wire.Wake(group.route.chute_id))
+            self._wake()
         try:
             self._ticket = group.line.add(self, order.standing.key.key_id, why, monotonic())
         except Refusal as refusal:
@@ -256,6 +255,13 @@ class Exchange:
         if self._ticket is not None:
             self._queued += monotonic() - self._ticket.since
             self._ticket = None
+
+    def _wake(self) -> None:
+        """Have the chute started if it sleeps: it may have been put to sleep while this one waited."""
+        group = self._order.group
+        if group.route is not None and group.route.asleep and group.woken != self._worker.tick:
+            group.woken = self._worker.tick
+            self._worker.report(wire.Wake(group.route.chute_id))
 
     def _try(self, instance: Instance, *, fresh: bool = False) -> None:
         self._instance = self._tried = instance

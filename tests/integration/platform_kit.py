@@ -62,6 +62,12 @@ def gone(*processes: psutil.Process) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
+def samples(page: str) -> dict[str, float]:
+    """What Prometheus reads, by series."""
+    lines = [line.rpartition(" ") for line in page.splitlines() if not line.startswith("#")]
+    return {series: float(value) for series, _, value in lines}
+
+
 class PlatformKit:
     """One `CHUTES_HOME` and the commands run against it."""
 
@@ -180,6 +186,14 @@ class PlatformKit:
 
     def chat(self, key: str, model: str = NAME, **more: Any) -> tuple[int, bytes]:
         return self.ask(key, body={"model": model, "messages": [{"role": "user", "content": "hi"}], **more})
+
+    def metrics(self) -> dict[str, float]:
+        """`/metrics` of the gateway, by series."""
+        admin = self.run("keys", "create", "--admin", "--name", "scraper").stdout.strip()
+        status, page = self.ask(admin, "/metrics")
+        self.run("keys", "delete", "scraper")
+        assert status == 200, page
+        return samples(page.decode())
 
     def close(self) -> None:
         """Whatever a test did: nothing of it is left."""

@@ -6,7 +6,7 @@ It takes vLLM's command line (flags it does not know are ignored) and some of it
 in for an engine process:
 
     --fake-startup-seconds S   listens only after S seconds
-    --fake-fail-start TEXT     prints TEXT to stderr and exits with 1
+    --fake-fail-start TEXT     prints TEXT to stderr and exits with 1, after those seconds
     --fake-exit-after S        exits with 7, S seconds after it began to listen
     --fake-children N          forks N idle children, as engines do
     --fake JSON                behaviour for requests that do not say theirs
@@ -442,6 +442,7 @@ def main() -> int:
     parser.add_argument("--fake", default="{}", metavar="JSON")
     options, _ = parser.parse_known_args()
     if options.fake_fail_start:
+        time.sleep(options.fake_startup_seconds)
         print(options.fake_fail_start, file=sys.stderr, flush=True)
         return 1
     children = idle_children(options.fake_children)

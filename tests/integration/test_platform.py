@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from chutes.engine.process import found_in
@@ -89,18 +91,102 @@ def test_a_changed_chute_replaces_its_instance(kit: PlatformKit) -> None:
     assert len([p for p in kit.engine_tree() if "synthetic_engine.py" in " ".join(p.cmdline()[:3])]) == 1
 
 
-def test_clients_of_a_starting_chute_are_told_so(kit: PlatformKit) -> None:
-    kit.run("deploy", "--no-wait", kit.chute("--fake-startup-seconds 60"))
+class Asking(threading.Thread):
+    """A client in a thread of its own, whose answer may take long."""
+
+    def __init__(self, kit: PlatformKit, key: str, **more: Any) -> None:
+        super().__init__()
+        self._ask = lambda: kit.chat(key, **more)
+        self._answer: tuple[int, bytes] | None = None
+        self.start()
+
+    def run(self) -> None:
+        self._answer = self._ask()
+
+    def answer(self, seconds: float = 60) -> tuple[int, bytes]:
+        self.join(seconds)
+        assert self._answer is not None, f"no answer within {seconds} s"
+        return self._answer
+
+
+def test_requests_for_a_starting_chute_wait_for_it(kit: PlatformKit) -> None:
+    kit.run("deploy", "--no-wait", kit.chute("--fake-startup-seconds 4"))
     key = kit.key()
     until(lambda: kit.instance()["phase"] == "loading")
+    (model,) = json.loads(kit.ask(key, "/v1/models")[1])["data"]
+    assert model["state"] == "loading"
+    asking = [Asking(kit, key), Asking(kit, key, stream=True)]
+    assert [one.answer()[0] for one in asking] == [200, 200]
+    assert kit.instance()["phase"] == "ready"
+
+
+def test_requests_that_wait_hear_of_a_failure(kit: PlatformKit) -> None:
+    said = "--fake-startup-seconds 3 --fake-fail-start 'ValueError: max_model_len (9) is greater than 8'"
+    kit.run("deploy", "--no-wait", kit.chute(said))
+    asking = Asking(kit, kit.key())
+    status, body = asking.answer()
+    assert status == 503
+    assert json.loads(body)["error"]["code"] == "chute_not_ready"
+    assert "has failed" in json.loads(body)["error"]["message"]
+
+
+def test_requests_wait_while_a_crashed_engine_is_restarted(kit: PlatformKit) -> None:
+    kit.run("deploy", kit.chute("--fake-startup-seconds 2"))
+    key, first = kit.key(), kit.instance()
+    psutil.Process(first["pid"]).kill()
+    until(lambda: kit.instance()["phase"] != "ready")
+    assert kit.chat(key)[0] == 200
+    assert kit.instance()["instance_id"] != first["instance_id"]
+
+
+def test_a_sleeping_chute_is_woken_once_by_all_who_ask_for_it(kit: PlatformKit) -> None:
+    kit.run("deploy", kit.chute("--fake-startup-seconds 2"))
+    key, first = kit.key(), kit.instance()
+    assert kit.chat(key)[0] == 200
+    assert "the next request" in kit.run("sleep", NAME).stderr
+    kit.wait_for("asleep")
+    assert kit.engine_tree() == []
+    (model,) = json.loads(kit.ask(key, "/v1/models")[1])["data"]
+    assert model["state"] == "asleep"
+
+    asking = [Asking(kit, key, stream=number % 2 == 0) for number in range(6)]
+    assert [one.answer()[0] for one in asking] == [200] * 6
+    assert kit.instance()["instance_id"] != first["instance_id"]
+    assert len(kit.json("ps")[0]["instances"]) == 2, "the one that slept, and one for all six requests"
+    assert kit.metrics()[f'chutes_wakes_total{{chute="{NAME}"}}'] == 1
+
+
+def test_a_request_that_waits_wakes_a_chute_that_is_put_to_sleep_meanwhile(kit: PlatformKit) -> None:
+    kit.run("deploy", "--no-wait", kit.chute("--fake-startup-seconds 5"))
+    key = kit.key()
+    until(lambda: kit.instance()["phase"] == "loading")
+    asking = Asking(kit, key)
+    time.sleep(0.5)
+    kit.run("sleep", NAME)
+    assert asking.answer()[0] == 200
+
+
+def test_whoever_wakes_a_chute_hears_why_it_fails(kit: PlatformKit) -> None:
+    kit.run("deploy", kit.chute())
+    key = kit.key()
+    kit.run("sleep", NAME)
+    kit.wait_for("asleep")
+    script = kit.directory / "cache/engines"
+    python = next(script.glob("*/bin/python"))
+    python.write_text(
+        "#!/bin/sh\necho 'ValueError: User-specified max_model_len (9) is greater than 8' >&2\nexit 1\n"
+    )
     status, body = kit.chat(key)
     assert status == 503
-    error = json.loads(body)["error"]
-    assert error["code"] == "chute_not_ready"
-    assert "starting (loading)" in error["message"]
+    assert "has failed" in json.loads(body)["error"]["message"]
+
+
+def test_an_engine_that_does_not_listen_yet_is_stopped_too(kit: PlatformKit) -> None:
+    kit.run("deploy", "--no-wait", kit.chute("--fake-startup-seconds 60"))
+    until(lambda: kit.instance()["phase"] == "loading")
     began = time.monotonic()
     kit.run("down")
-    assert time.monotonic() - began < 15, "an engine that does not listen yet is stopped too"
+    assert time.monotonic() - began < 15
     assert kit.engine_tree() == []
 
 

@@ -23,7 +23,7 @@ from chutes.control.platform import Platform
 from chutes.control.usage import UsageStore
 from chutes.control.usage_query import query
 from chutes.wire import Upstream
-from tests.integration.platform_kit import NAME, PlatformKit, platform, port_for_test
+from tests.integration.platform_kit import NAME, PlatformKit, platform, port_for_test, samples
 from tests.unit.records import record
 
 FAKE = Path(__file__).parent / "fake_worker.py"
@@ -82,26 +82,27 @@ async def test_a_message_that_is_none_does_no_harm(
     assert query(config.usage_database, time.time(), "1h").sum.requests == 4
 
 
-async def heard_wakes(made: Platform, count: int) -> dict[str, int]:
-    """Wakes by what they name, once there are as many as this."""
+async def greetings(made: Platform, count: int) -> dict[str, int]:
+    """What workers found in their rows, once there are as many greetings as this."""
     deadline = time.monotonic() + 10
-    wakes: dict[str, int] = {}
-    while sum(wakes.values()) < count:
-        assert time.monotonic() < deadline, wakes
+    found: dict[str, int] = {}
+    while sum(found.values()) < count:
+        assert time.monotonic() < deadline, found
         await asyncio.sleep(0.05)
         with made.meter.lock:
-            wakes = {id_: chute.wakes for id_, chute in made.meter.counts.chutes.items() if chute.wakes}
-    return wakes
+            found = dict(made.meter.counts.chutes["c1"].instances) if made.meter.counts.chutes else {}
+    return found
 
 
-async def test_a_replaced_worker_gets_a_clean_row(config: Config) -> None:
+async def test_a_replaced_worker_gets_a_clean_row(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_WORKER", json.dumps({"greet": True}))
     async with running(config) as made:
-        await heard_wakes(made, 2)
+        await greetings(made, 2)
         assert made.workers.board.total(7) == 2
         os.kill(made.workers.pid_by_row()[0], signal.SIGKILL)
-        wakes = await heard_wakes(made, 3)
+        found = await greetings(made, 3)
         assert made.workers.board.total(7) == 2
-    assert wakes == {"row-0-saw-0": 2, "row-1-saw-0": 1}, "neither found what another had left"
+    assert found == {"row-0-saw-0": 2, "row-1-saw-0": 1}, "neither found what another had left"
 
 
 @pytest.fixture
@@ -122,8 +123,7 @@ def metrics(kit: PlatformKit) -> dict[str, float]:
         assert response.getheader("Content-Type", "").startswith("text/plain")
     finally:
         connection.close()
-    samples = [line.rpartition(" ") for line in page.splitlines() if not line.startswith("#")]
-    return {series: float(value) for series, _, value in samples}
+    return samples(page)
 
 
 def test_prices_and_aliases_outlive_versions_and_restarts(kit: PlatformKit) -> None:

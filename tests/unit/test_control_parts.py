@@ -140,6 +140,11 @@ def test_a_failure_is_told_to_clients() -> None:
     assert route.phase == "failed"
 
 
+def test_a_failure_that_is_tried_again_is_worth_waiting_for() -> None:
+    crashed = world_with(Report("i1", Phase.FAILED, reason=Reason("It crashed.", fatal=False)))
+    assert table(crashed, [], CONTROL, {}, SLOTS).routes[0].phase == "waiting"
+
+
 def test_settings_environment_beats_file_beats_default(tmp_path: Path) -> None:
     (tmp_path / "config.ini").write_text("[serve]\nport = 9001\nworkers = 3\n[auth]\nusername = ada_l\n")
     config = settings.load({"CHUTES_HOME": str(tmp_path), "CHUTES_WORKERS": "2"})
@@ -186,4 +191,5 @@ def test_a_model_of_a_known_family_calls_tools_and_thinks_without_a_flag(tmp_pat
     assert "--tool-call-parser hermes --enable-auto-tool-choice --reasoning-parser qwen3" in flags
     assert any("of the family qwen3" in reason for reason in worked_out.plan.reasons)
     world, _ = step(World(), Deployed(worked_out.deployment(1.0)), 1.0, lambda: "i")
-    assert table(world, [], CONTROL).routes[0].capabilities == ["chat", "json_schema", "tools", "reasoning"]
+    route = table(world, [], CONTROL, {}, {}).routes[0]
+    assert route.capabilities == ["chat", "json_schema", "tools", "reasoning"]
