@@ -21,6 +21,7 @@ straight line, without a task, a future or a copy that it does not need:
       upstream.py instances, connections to them, who waits for one (protocol)
       relay.py    an engine's bytes → the client's bytes            (pure)
       events.py   what is read in an answer, hidden or added        (pure)
+    outbox.py     what a turn of the loop sends, sent at its end    (protocol)
     meter.py      what has ended, told to control in batches
     worker.py     the process: channel to control, listening, draining
     limits.py     every bound on what a stranger may use up, with its reason

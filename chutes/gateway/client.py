@@ -26,6 +26,7 @@ from chutes.gateway.exchange import Exchange
 from chutes.gateway.heads import AnswerHeads, Remembered
 from chutes.gateway.http import REQUEST_ID, RequestHead, bad
 from chutes.gateway.meter import Meter, monotonic
+from chutes.gateway.outbox import Outbox
 from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.service import Service
@@ -41,6 +42,7 @@ class Clients:
         self.report: Callable[[wire.UpstreamLost | wire.Wake], None] = send
         self.meter = Meter(send)
         self.quota = Quota(service.board)
+        self.outbox = Outbox()
         self.no_heads = AnswerHeads()
         """What an answer is read with until its engine is chosen."""
         self.connections: set[ClientConnection] = set()
@@ -94,6 +96,7 @@ class ClientConnection(asyncio.Protocol):
         "_body",
         "_buffer",
         "_clients",
+        "_ending",
         "_exchange",
         "_known",
         "_length",
@@ -123,6 +126,8 @@ class ClientConnection(asyncio.Protocol):
         self._known: Remembered[RequestHead] | None = None
         """The last head that came, if it is likely to come again."""
         self._lingering = False
+        self._ending = False
+        """It ends with what has been said; nothing more is read."""
         self._blocked = False
         """The client does not read: our write buffer is over its high-water mark."""
         self._reading_paused = False
@@ -188,13 +193,13 @@ class ClientConnection(asyncio.Protocol):
     # What the exchange calls
 
     def pass_on(self, data: bytes) -> None:
-        self._transport.write(data)
+        self._clients.outbox.write(self._transport, data)
 
     def complete(self, data: bytes, keep_alive: bool) -> None:
         self._exchange = None
         self._request = None
         if data:
-            self._transport.write(data)
+            self._clients.outbox.write(self._transport, data)
         self._end_answer(keep_alive)
 
     def refuse(self, refusal: Refusal) -> None:
@@ -207,9 +212,7 @@ class ClientConnection(asyncio.Protocol):
         close = refusal.close or request is None or not request.keep_alive or self._clients.draining
         head_only = request is not None and request.method == b"HEAD"
         request_id = self._request_id or self._clients.request_id(request)
-        self._transport.write(
-            answers.serialise(refusal.answer(), request_id, close=close, head_only=head_only)
-        )
+        self.pass_on(answers.serialise(refusal.answer(), request_id, close=close, head_only=head_only))
         if refusal.close or request is None:
             self._linger()
         else:
@@ -218,7 +221,8 @@ class ClientConnection(asyncio.Protocol):
     def break_off(self) -> None:
         self._exchange = None
         self._request = None
-        self._transport.abort()
+        self._ending = True
+        self._clients.outbox.then(self._transport.abort)  # what came before it goes out before it
 
     # What the worker calls
 
@@ -227,12 +231,12 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         if self._exchange is None and self._request is None and not self._buffer and not self._lingering:
-            self._transport.close()
+            self._end()
 
     def sweep(self, tick: int) -> None:
         """Enforce the bounds on time; called once a second."""
         waited = tick - self._since
-        if self._blocked or self._transport.is_closing():  # closing: the last bytes of an answer are unread
+        if self._blocked or self._ending:  # ending: the last bytes of an answer are unread
             if waited >= limits.READER_STALL_SECONDS:
                 self.abort()
         elif self._exchange is not None:
@@ -247,7 +251,7 @@ class ClientConnection(asyncio.Protocol):
             if waited >= limits.HEAD_SECONDS:
                 self.refuse(bad("The request head did not arrive in time.", 408, "request_timeout"))
         elif waited >= limits.IDLE_SECONDS:
-            self._transport.close()
+            self._end()
 
     # From bytes to requests
 
@@ -272,7 +276,7 @@ class ClientConnection(asyncio.Protocol):
                 if self._exchange is not None:
                     self._buffer = data
                     return
-                if self._lingering or self._transport.is_closing():
+                if self._lingering or self._ending:
                     return
         except Refusal as refusal:
             refusal.close = True  # its request was not read to the end, so nothing after it can be
@@ -308,7 +312,7 @@ class ClientConnection(asyncio.Protocol):
         if request.chunked:
             self._scanner = ChunkScanner()
         if request.expects_continue and not data:
-            self._transport.write(CONTINUE)
+            self.pass_on(CONTINUE)
         return data
 
     def _keep_partial_head(self, data: bytes, end: int) -> bytes:
@@ -389,7 +393,7 @@ class ClientConnection(asyncio.Protocol):
         self._request = None
         close = self._clients.draining or not request.keep_alive
         head_only = request.method == b"HEAD"
-        self._transport.write(answers.serialise(answer, self._request_id, close=close, head_only=head_only))
+        self.pass_on(answers.serialise(answer, self._request_id, close=close, head_only=head_only))
         self._end_answer(not close)
 
     # Ends
@@ -402,7 +406,11 @@ class ClientConnection(asyncio.Protocol):
             elif self._reading_paused:
                 self._resume_reading()
         else:
-            self._transport.close()
+            self._end()
+
+    def _end(self) -> None:
+        self._ending = True
+        self._clients.outbox.then(self._transport.close)
 
     def _next(self) -> None:
         """Go on with what came while we could not."""
@@ -423,7 +431,7 @@ class ClientConnection(asyncio.Protocol):
         self._forget_body()
         self._resume_reading()
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            self._clients.outbox.then(self._transport.write_eof)
 
     def _pause_reading(self) -> None:
         if not self._reading_paused:
@@ -433,5 +441,5 @@ class ClientConnection(asyncio.Protocol):
     def _resume_reading(self) -> None:
         if self._reading_paused:
             self._reading_paused = False
-            if not self._transport.is_closing():
+            if not self._ending:
                 self._transport.resume_reading()

@@ -19,6 +19,7 @@ from chutes.gateway.breaker import HEALTHY
 from chutes.gateway.events import Usage
 from chutes.gateway.http import BadAnswer
 from chutes.gateway.meter import Meter, monotonic
+from chutes.gateway.outbox import Outbox
 from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.scores import scored
@@ -62,6 +63,7 @@ class Surroundings(Protocol):
     tick: int
     meter: Meter
     quota: Quota
+    outbox: Outbox
 
     report: Callable[[wire.UpstreamLost | wire.Wake], None]
 
@@ -298,10 +300,12 @@ class Exchange:
         body = order.body
         parts = (order.head, connection.instance.fields, self._relay.request_id)
         if len(body) <= JOIN_BYTES:
-            connection.transport.write(b"%b%bX-Request-Id: %b\r\n\r\n%b" % (*parts, body))
+            self._worker.outbox.write(
+                connection.transport, b"%b%bX-Request-Id: %b\r\n\r\n%b" % (*parts, body)
+            )
         else:
-            connection.transport.write(b"%b%bX-Request-Id: %b\r\n\r\n" % parts)
-            connection.transport.write(body)
+            self._worker.outbox.write(connection.transport, b"%b%bX-Request-Id: %b\r\n\r\n" % parts)
+            self._worker.outbox.write(connection.transport, body)
 
     def _release(self, *, reusable: bool) -> None:
         """Let go of instance and connection; break the connection if it cannot be used again."""

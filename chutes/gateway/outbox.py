@@ -1,0 +1,41 @@
+"""What a turn of the event loop has to send, sent together at its end.
+
+Sending takes the kernel through all of TCP, on a loopback to the other side too, which leaves little of our
+code and data in the processor's caches: what took 23 µs a request with warm caches took 60 between
+two sends. So a turn first does all its thinking, then all its sending. Nothing is later for it, as a turn
+waits for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Outbox:
+    """The writes of one event loop, in the order in which they were asked for."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Callable[..., None], bytes | None]] = []
+
+    def write(self, transport: asyncio.Transport, data: bytes) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._waiting.append((transport.write, data))
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Do this after what is to be written before it: closing, for one."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._waiting.append((action, None))
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for action, data in waiting:
+            try:
+                if data is None:
+                    action()
+                else:
+                    action(data)
+            except RuntimeError:  # uvloop's word for a transport that has been closed in the meantime
+                continue
