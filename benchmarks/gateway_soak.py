@@ -293,7 +293,7 @@ class Soak:
             raise Wrong("the text of a stream differs")
         if len(usage) > 1 or any(event["usage"]["prompt_tokens"] != expected["number"] for event in usage):
             raise Wrong("the usage of a stream differs")
-        if usage and not expected["shown"] or (done and expected["shown"] and not usage):
+        if (usage and not expected["shown"]) or (done and expected["shown"] and not usage):
             raise Wrong("usage shown unasked, or not shown")
         self.outcomes["right" if done else f"stream ended with {error}"] += 1
 

@@ -101,6 +101,7 @@ class ClientConnection(asyncio.Protocol):
         "_known",
         "_length",
         "_lingering",
+        "_overhead",
         "_reading_paused",
         "_request",
         "_request_id",
@@ -122,6 +123,8 @@ class ClientConnection(asyncio.Protocol):
         self._length = 0
         """Bytes that it will have, unless it is chunked."""
         self._scanner: ChunkScanner | None = None
+        self._overhead = 0
+        """Bytes of a chunked body that are not of its chunks' content."""
         self._exchange: Exchange | None = None
         self._known: Remembered[RequestHead] | None = None
         """The last head that came, if it is likely to come again."""
@@ -338,7 +341,11 @@ class ClientConnection(asyncio.Protocol):
                 taken = scanner.feed(data, pieces)
             except BadChunk as error:
                 raise bad(f"The chunked body is broken: {error}") from None
-            self._body += b"".join(pieces)
+            payload = b"".join(pieces)
+            self._body += payload
+            self._overhead += taken - len(payload)
+            if self._overhead > len(self._body) // 2 + limits.CHUNK_OVERHEAD_BYTES:
+                raise bad("The chunks of the body are too small.")
             if len(self._body) > self._clients.service.max_body:
                 raise self._clients.service.too_large()
             whole, rest = scanner.ended, data[taken:]
@@ -351,6 +358,7 @@ class ClientConnection(asyncio.Protocol):
     def _forget_body(self) -> None:
         self._body = bytearray()
         self._scanner = None
+        self._overhead = 0
 
     def _dispatch(self, request: RequestHead, body: bytes) -> None:
         clients = self._clients

@@ -10,6 +10,9 @@ HEADER_COUNT = 100
 """Lines in a head; the default of Apache and of Python's http.client."""
 CHUNK_LINE_BYTES = 256
 """A chunk's size line with its extensions, which no client of ours has ever sent."""
+CHUNK_OVERHEAD_BYTES = 16 * 1024
+"""Of size lines and line ends in a request's body, beyond half of its content: a body in chunks of two bytes
+costs us a hundred times what it costs to send (Go's net/http has such a bound since CVE-2023-39326)."""
 TRAILER_BYTES = 8 * 1024
 """What may follow the last chunk."""
 PIPELINE_BYTES = 64 * 1024
