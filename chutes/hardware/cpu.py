@@ -6,9 +6,10 @@ from chutes.exception import ModelError
 from chutes.hardware.choice import Choice, PerGpuBytes, Request
 from chutes.hardware.devices import Machine
 from chutes.hardware.memory import cpu_kv_tokens
-from chutes.hardware.profiles import EngineDefaults
-from chutes.hardware.versions import behaviour
-from chutes.hardware.ways import context_wanted, gib
+from chutes.hardware.profiles import EngineDefaults, Profiles
+from chutes.hardware.terms import gib
+from chutes.hardware.versions import EngineBehaviour, behaviour
+from chutes.hardware.ways import context_wanted
 from chutes.model.facts import ModelFacts
 
 GIB = 1 << 30
@@ -37,19 +38,20 @@ def kv_space(room: int, defaults: EngineDefaults) -> int:
     return max(1, int(wanted // GIB)) * GIB
 
 
-def choose(facts: ModelFacts, request: Request, machine: Machine, defaults: EngineDefaults) -> Choice:
+def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Profiles) -> Choice:
     """The model on this machine's processors. `fits` is false, with the reason, when memory is too small.
 
     Raises:
         ModelError: neither parameters nor layers of the model are known.
     """
+    defaults = profiles.engines[request.engine]["cpu"]
+    known = behaviour(request.engine, request.engine_version or defaults.version, profiles)
     weights = weights_in_memory(facts)
     if weights is None:
         raise ModelError("The number of the model's parameters is not known.", facts.problem)
     free = machine.memory_available
     room = free - ENGINE_BYTES - weights
     space = kv_space(room, defaults) if room > 0 else 0
-    version = request.engine_version or defaults.version
     length = context_wanted(facts, request)
     seqs = request.max_num_seqs or BATCH[1]
     batch = request.max_num_batched_tokens or max(BATCH[0], seqs)
@@ -57,14 +59,12 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, defaults: Engi
     def tokens(context: int, given: int) -> int:
         if given <= 0:
             return 0
-        return cpu_kv_tokens(
-            facts, given, BLOCK_SIZE, context, batch, DTYPE, behaviour(request.engine, version)
-        )
+        return cpu_kv_tokens(facts, given, BLOCK_SIZE, context, batch, DTYPE, known)
 
     holds = tokens(length, space)
     if request.shorten and request.max_model_len is None and holds < length:
         # The engine would refuse to start; a shorter context that nobody asked to be longer serves.
-        length = longest(facts, request, space, batch, version)
+        length = longest(facts, request, space, batch, known)
         holds = tokens(length, space)
     at_once = holds / length if length else 0.0
     needed = int(space / at_once) if at_once else 0
@@ -78,7 +78,7 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, defaults: Engi
         )
     else:
         reason = f"{space // GIB} GiB of KV space hold {holds:,} tokens: {at_once:.1f} requests of {length:,}"
-    most = longest(facts, request, space, batch, version) if space else 0
+    most = longest(facts, request, space, batch, known) if space else 0
     args = ["--dtype", DTYPE, "--max-model-len", str(length), "--max-num-seqs", str(seqs)]
     return Choice(
         gpu="cpu",
@@ -127,10 +127,9 @@ def too_little(weights: int, free: int, missing: int) -> str:
     )
 
 
-def longest(facts: ModelFacts, request: Request, space: int, batch: int, version: str) -> int:
+def longest(facts: ModelFacts, request: Request, space: int, batch: int, known: EngineBehaviour) -> int:
     """The longest context, a multiple of the block, of which one request fits in `space`."""
     low, high = 0, max(1, context_wanted(facts, request) // BLOCK_SIZE)
-    known = behaviour(request.engine, version)
     while low < high:
         middle = (low + high + 1) // 2
         length = middle * BLOCK_SIZE

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 
+from chutes.hardware.terms import MODEL_BYTES, Setting
+from chutes.hardware.weights import Layout
 from chutes.model.attention import LayerAttention
+from chutes.model.facts import ModelFacts
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -27,8 +30,6 @@ class Format:
     """Of the model's own dtype: what convolution states are kept in."""
     block_size: int
     tensor_parallel: int = 1
-    prefix_caching: bool = True
-    """Linear layers then keep a second state, the one at the last block's boundary (`align`)."""
     kernel_block: int = 16
     """Smallest block that the attention kernels take: 16 on a GPU, 32 on a CPU."""
     state_bytes: int = 0
@@ -64,6 +65,23 @@ class Demand:
     max_model_len: int
     in_flight_tokens: int
     prefix_caching: bool = True
+    """Linear layers then keep a second state, the one at the last block's boundary (`align`)."""
+    checkpoints: bool = True
+    """And those inside a prefill, where a layer has them."""
+
+
+GPU_BLOCK = 16  # vLLM's default on GPUs [src]
+
+
+def gpu_format(facts: ModelFacts, layout: Layout, setting: Setting) -> Format:
+    """As engines keep it on a GPU."""
+    small = setting.kv_cache_dtype == "fp8" or facts.kv_cache_fp8
+    return Format(
+        element_bytes=1 if small else MODEL_BYTES,
+        model_bytes=MODEL_BYTES,
+        block_size=setting.block_size or GPU_BLOCK,
+        tensor_parallel=layout.tensor_parallel,
+    )
 
 
 def token_bytes(layer: LayerAttention, form: Format) -> int:
@@ -187,7 +205,9 @@ def blocks_of_request(group: Group, demand: Demand) -> int:
     """
     page = group.pages[0]
     if page.kind == "linear":
-        return 2 + page.checkpoints if demand.prefix_caching else 1
+        if not demand.prefix_caching:
+            return 1
+        return 2 + (page.checkpoints if demand.checkpoints else 0)
     if page.kind == "sliding":
         held = min(page.window - 1 + demand.in_flight_tokens, demand.max_model_len)
         return ceil_div(held, page.tokens) + 1
@@ -230,7 +250,8 @@ class Pool:
             return 0
         if count == "concurrency":
             return int(self.concurrency(available, demand) * demand.max_model_len)
-        return self.blocks(available) // len(self.groups) * self.block_size
+        smallest = min(group.pages[0].tokens for group in self.groups)
+        return self.blocks(available) // len(self.groups) * smallest
 
 
 def pool(

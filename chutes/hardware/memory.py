@@ -11,18 +11,17 @@ prints them beside what is computed here), [src]: read in vLLM's source, [log]: 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from chutes.exception import ModelError
-from chutes.hardware import kv_cache
+from chutes.hardware import kv_cache, sglang
 from chutes.hardware.constraints import Violations, violations
-from chutes.hardware.kv_cache import Demand, Format, Pool
+from chutes.hardware.kv_cache import Demand, Format, Pool, gpu_format
+from chutes.hardware.terms import GIB, MODEL_BYTES, RESERVE, Estimate, KvDtype, Setting, why
 from chutes.hardware.versions import EngineBehaviour
 from chutes.hardware.weights import SINGLE, Layout, loaded_bytes, stage_weights, stages, weights_per_gpu
 from chutes.model.facts import ModelFacts
@@ -43,80 +42,9 @@ __all__ = [
     "weights_per_gpu",
 ]
 
-GIB = 1 << 30
-
-KvDtype = Literal["auto", "fp8"]
-
-# What `safe` keeps back. Over 14 published measurements of vLLM 0.9 to 0.28 the arithmetic gave at most
-# 1.18 GiB of KV cache too much, and was chosen after seeing them: a margin, not a bound.
-RESERVE = int(1.25 * GIB)
-
 # CUDA context, NCCL and library workspaces by how many GPUs talk to each other [fit]; more than 2: as 4.
 NON_TORCH = {1: 0.13, 2: 0.55}
 NON_TORCH_MANY = 2.0
-
-MODEL_BYTES = 2  # engines compute in 16 bits on a GPU, whatever the weights are packed in
-
-GPU_BLOCK = 16  # vLLM's default on GPUs [src]
-
-
-class Setting(BaseModel):
-    """How the engine is asked to run. None: the release's own default for the GPU."""
-
-    model_config = ConfigDict(frozen=True)
-
-    max_model_len: int
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    kv_cache_dtype: KvDtype = "auto"
-    gpu_memory_utilization: float | None = None
-    block_size: int | None = None
-    enforce_eager: bool = False
-
-
-class Estimate(BaseModel):
-    """Where one GPU's memory goes.
-
-    weights + kv_cache_expected + peak_activation + non_torch, and cuda_graph where the release subtracts it,
-    are exactly `usable`. `kv_cache_expected` may be negative: that much is missing.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    total: int
-    usable: int
-    weights: int
-    kv_cache_expected: int
-    kv_cache_safe: int
-    """The expected one less RESERVE."""
-    peak_activation: int
-    non_torch: int
-    cuda_graph: int
-    cuda_graph_subtracted: bool
-    """False: the graphs take theirs from total - usable, after the KV cache was sized."""
-    kv_cache_needed: int
-    """For one request of max_model_len tokens, with the block that the pool holds back."""
-    kv_cache_tokens: int
-    """As the engine prints it, of the expected cache."""
-    max_concurrency: float
-    """Requests of max_model_len at once in the expected cache; without a KV cache, max_num_seqs."""
-    kv_cache_tokens_safe: int
-    max_concurrency_safe: float
-    estimated_max_model_len: int
-    """The longest context for which one request fits in the expected cache: what the engine names when it
-    refuses to start. 0 when none does."""
-    estimated_max_model_len_safe: int
-    """The same in the safe cache."""
-    fits: bool
-    """With the reserve."""
-    fits_expected: bool
-    reason: str
-    """By how much it fits or does not."""
-    # What the release decided where the setting left it open:
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    gpu_memory_utilization: float
-    block_size: int
 
 
 def estimate(
@@ -143,16 +71,20 @@ def estimate(
         raise ModelError(
             "The model's facts do not say what its layers keep of a request.", "Give its config.json."
         )
+    if behaviour.engine == "sglang":
+        return sglang.estimate(facts, layout, setting, gpu_total_bytes, non_torch(layout))
+    behaviour = behaviour.running(facts)
     batch, sequences = behaviour.default_batch(gpu_total_bytes, gpu_name)
     sequences = setting.max_num_seqs or sequences
     # vLLM arg_utils.py: no batch is larger than all sequences at their longest [src].
     batch = setting.max_num_batched_tokens or min(batch, sequences * setting.max_model_len)
-    utilization = setting.gpu_memory_utilization or behaviour.default_utilization
-    form = _gpu_format(facts, layout, setting)
+    utilization = setting.gpu_memory_utilization or behaviour.default_utilization or 1.0
+    form = gpu_format(facts, layout, setting)
     demand = Demand(
         setting.max_model_len,
         behaviour.in_flight_tokens(batch, layout.pipeline_parallel),
-        form.prefix_caching,
+        behaviour.hybrid_prefix_caching,
+        behaviour.prefill_checkpoints,
     )
     usable = ceil(gpu_total_bytes * utilization)
     graphs = 0 if setting.enforce_eager else behaviour.cuda_graph_bytes
@@ -196,7 +128,7 @@ def estimate(
         estimated_max_model_len_safe=_shortest_of(ranks, RESERVE, demand, longest),
         fits=safe >= needed and safe >= 0 and most <= spare,
         fits_expected=fits_expected,
-        reason=_reason(usable, weights, left, needed, setting.max_model_len, most if most > spare else 0),
+        reason=why(usable, weights, left, needed, setting.max_model_len, most if most > spare else 0),
         max_num_seqs=sequences,
         max_num_batched_tokens=batch,
         gpu_memory_utilization=utilization,
@@ -271,7 +203,9 @@ def cpu_kv_tokens(
         state_bytes=state_bytes,
     )
     # One batch at a time: asynchronous scheduling is off there (platforms/cpu.py [src]).
-    demand = Demand(max_model_len, max_num_batched_tokens)
+    demand = Demand(
+        max_model_len, max_num_batched_tokens, behaviour.hybrid_prefix_caching, behaviour.prefill_checkpoints
+    )
     return kv_cache.pool(facts.layers_attention, form).tokens(kv_space_bytes, demand, behaviour.token_count)
 
 
@@ -280,7 +214,7 @@ def kv_bytes_per_token(facts: ModelFacts, layout: Layout = SINGLE, kv_dtype: KvD
 
     Of a pipeline, on the stage with the most such layers.
     """
-    form = _gpu_format(facts, layout, Setting(max_model_len=1, kv_cache_dtype=kv_dtype))
+    form = gpu_format(facts, layout, Setting(max_model_len=1, kv_cache_dtype=kv_dtype))
     kept = facts.layers_attention
     return max(
         (
@@ -288,16 +222,6 @@ def kv_bytes_per_token(facts: ModelFacts, layout: Layout = SINGLE, kv_dtype: KvD
             for stage in stages(len(kept), layout.pipeline_parallel)
         ),
         default=0,
-    )
-
-
-def _gpu_format(facts: ModelFacts, layout: Layout, setting: Setting) -> Format:
-    small = setting.kv_cache_dtype == "fp8" or facts.kv_cache_fp8
-    return Format(
-        element_bytes=1 if small else MODEL_BYTES,
-        model_bytes=MODEL_BYTES,
-        block_size=setting.block_size or GPU_BLOCK,
-        tensor_parallel=layout.tensor_parallel,
     )
 
 
@@ -338,41 +262,8 @@ def _shortest_of(ranks: list[_Rank], reserve: int, demand: Demand, limit: int) -
 
 def _longest(rank: _Rank, available: int, demand: Demand, limit: int) -> int:
     """The longest context of which one request fits; kv_cache_utils.py `estimate_max_model_len`."""
-    pool, room = rank.pool, available - rank.held_back
 
-    def fits(length: int) -> bool:
-        one = Demand(length, demand.in_flight_tokens, demand.prefix_caching)
-        return pool.bytes_needed(one) <= room
+    def needed(length: int) -> int:
+        return rank.pool.bytes_needed(replace(demand, max_model_len=length))
 
-    if room < 0 or not fits(1):
-        return 0
-    if fits(limit):
-        return limit
-    low, high = 1, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-def _reason(usable: int, weights: int, left: int, needed: int, length: int, graphs: int) -> str:
-    if weights > usable:
-        short = weights - usable
-        return f"weights of {_gib(weights)} a GPU exceed the {_gib(usable)} usable: {_gib(short)} too little"
-    if left < 0:
-        return f"weights and working memory exceed the {_gib(usable)} usable by {_gib(-left)}"
-    one = f"one request of {length:,} tokens needs {_gib(needed)} of KV cache"
-    if left < needed:
-        return f"{one} and {_gib(left)} are left: {_gib(needed - left)} too little"
-    if graphs:
-        return f"CUDA graphs of about {_gib(graphs)} have no room outside the {_gib(usable)} usable"
-    if left - RESERVE < needed:
-        return (
-            f"{one} and {_gib(left)} are expected to be left, but not with a reserve of {_gib(RESERVE)}: "
-            f"{_gib(needed - left + RESERVE)} too little to be sure"
-        )
-    return f"{one}; {_gib(left - RESERVE)} are left with the reserve, {_gib(left)} expected"
-
-
-def _gib(count: int) -> str:
-    return f"{count / GIB:.2f} GiB"
+    return bisect_right(range(1, limit + 1), available - rank.held_back, key=needed)

@@ -21,7 +21,8 @@ from chutes.hardware.engine_args import Fixed
 from chutes.hardware.memory import weights_per_gpu
 from chutes.hardware.offers import COUNTS, Offer, of_machine
 from chutes.hardware.profiles import Profiles
-from chutes.hardware.ways import Ways, gib, rank
+from chutes.hardware.terms import gib
+from chutes.hardware.ways import Ways, rank
 from chutes.hardware.weights import Layout
 from chutes.model.facts import ModelFacts
 
@@ -178,7 +179,7 @@ def _on_cpu(
         )
     if facts is None or facts.problem or not facts.layers_attention:
         return chosen
-    choice = chosen.choice = cpu.choose(facts, request, machine, defaults)
+    choice = chosen.choice = cpu.choose(facts, request, machine, profiles)
     if not choice.fits:
         chosen.problem = f"{choice.reason}."
         chosen.fix = f"Set --max-model-len {choice.estimated_max_model_len} in engine_args, or free memory."

@@ -199,7 +199,7 @@ def _on_processors(
         raise DoesNotFit(
             f"There is no GPU here, and {request.engine} runs on GPUs only.", "Take --engine vllm."
         )
-    best = cpu.choose(facts, request, machine, defaults)
+    best = cpu.choose(facts, request, machine, profiles)
     why = f" ({machine.gpu_problem})" if machine.gpu_problem else ""
     reasons = [f"no GPU here{why}: {request.engine} runs on {machine.cpus} CPU cores in float32"]
     return _result(model, facts, request, profiles, best, [], [], reasons, defaults.version)
@@ -223,7 +223,7 @@ def _result(
         said.append(f"arithmetic overrides the tier: {tier.verdict}")
     if request.max_model_len is None and best.max_model_len == facts.max_model_len:
         said.append(f"context {best.max_model_len:,} is the model's own, because none was asked for")
-    if note := behaviour(request.engine, version).note:
+    if note := behaviour(request.engine, version, profiles).note:
         said.append(note)
     return PlanResult(
         model=model,
@@ -246,11 +246,13 @@ def _result(
         alternatives=others[:ALTERNATIVES],
         rejected=rejected,
         reasons=said,
-        fits_at=_room(facts, request, version, best),
+        fits_at=_room(facts, request, version, best, profiles),
     )
 
 
-def _room(facts: ModelFacts, request: Request, version: str, best: Choice) -> list[ContextRoom]:
+def _room(
+    facts: ModelFacts, request: Request, version: str, best: Choice, profiles: Profiles
+) -> list[ContextRoom]:
     """Requests that the choice holds at once, for a few lengths up to its context."""
     if not best.gpu_count:
         return [
@@ -258,7 +260,7 @@ def _room(facts: ModelFacts, request: Request, version: str, best: Choice) -> li
                         requests_safe=best.kv_cache_tokens_safe / length)
             for length in _lengths(best.max_model_len)
         ]  # fmt: skip
-    known = behaviour(request.engine, version)
+    known = behaviour(request.engine, version, profiles)
     rooms = []
     for length in _lengths(best.max_model_len):
         setting = setting_of(best).model_copy(update={"max_model_len": length})

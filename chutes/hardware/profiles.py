@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from chutes.exception import InvalidSpec
+from chutes.hardware.releases import Releases
 
 SHIPPED = (
     Path(__file__).parents[2] / "hardware_profiles.yaml"
@@ -90,6 +91,8 @@ class Profiles(_Strict):
     tiers: list[Tier] = Field(min_length=1)
     prices: Prices
     engines: dict[str, dict[str, EngineDefaults]]
+    releases: dict[str, Releases] = {}
+    """How releases of an engine differ, by engine; those that are shipped where an engine is not in it."""
     gpus: dict[str, GpuType] = Field(min_length=1)
 
     def tier(self, parameters: int) -> Tier:
@@ -168,4 +171,28 @@ def load(path: Path = SHIPPED) -> Profiles:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise InvalidSpec(f"{path}: {where}: {first['msg']} (found {first['input']!r}).") from None
+        line = _line(path, first["loc"])
+        found = f" (found {first['input']!r})" if isinstance(first["input"], str | int | float) else ""
+        raise InvalidSpec(
+            f"{path}, line {line}: {where}: {first['msg']}{found}.",
+            "Mend that field; the shipped hardware_profiles.yaml shows what belongs there.",
+        ) from None
+
+
+def _line(path: Path, place: tuple[int | str, ...]) -> int:
+    """The line of a field, or of the innermost thing around it that is there; counted from 1."""
+    node = yaml.compose(path.read_text(), yaml.SafeLoader)
+    line = 1
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            keyed = {key.value: (key, value) for key, value in node.value}
+            if part not in keyed:
+                break
+            key, node = keyed[part]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

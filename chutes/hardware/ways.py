@@ -10,16 +10,15 @@ from collections.abc import Iterable, Sequence
 
 from chutes.exception import DoesNotFit
 from chutes.hardware import offers as market
-from chutes.hardware import roofline
+from chutes.hardware import roofline, sglang
 from chutes.hardware.choice import Choice, PerGpuBytes, Rejected, Request, Speed
 from chutes.hardware.engine_args import render
 from chutes.hardware.memory import Estimate, Layout, Setting, estimate, violations, weights_per_gpu
 from chutes.hardware.offers import Offer
 from chutes.hardware.profiles import Profiles
+from chutes.hardware.terms import gib
 from chutes.hardware.versions import EngineBehaviour, behaviour
 from chutes.model.facts import ModelFacts
-
-GIB = 1 << 30
 
 # Batches to fall back to when the release's own does not fit: (max_num_seqs, max_num_batched_tokens). The
 # sampler's dummy run takes up to 7 GiB for 1024 sequences and a vocabulary of 200 000, on every GPU; sliding
@@ -76,7 +75,7 @@ class Ways:
         version = request.engine_version or profiles.engines[request.engine]["cuda"].version
         self.facts = facts
         self.request = request
-        self.behaviour: EngineBehaviour = behaviour(request.engine, version)
+        self.behaviour: EngineBehaviour = behaviour(request.engine, version, profiles)
         self._weights: dict[Layout, int] = {}
         self._estimates: dict[tuple, Estimate] = {}
 
@@ -84,7 +83,7 @@ class Ways:
         """What was asked for, on this offer; the rest is the release's own."""
         request = self.request
         share = request.gpu_memory_utilization
-        if share is None:
+        if share is None and self.behaviour.default_utilization is not None:
             share = market.utilization(offer, self.behaviour.default_utilization)
         return Setting(
             max_model_len=context_wanted(self.facts, request),
@@ -97,12 +96,17 @@ class Ways:
         )
 
     def estimate(self, offer: Offer, layout: Layout, setting: Setting) -> Estimate:
+        memory = offer.memory
+        batch = None
+        if self.request.engine == "sglang":  # its share is one of what is free when it starts
+            memory = offer.memory if offer.free is None else offer.free
+        else:
+            batch = self.behaviour.default_batch(memory, offer.name)
         # A release looks at nothing of a GPU but its memory and, for the default batch, its name.
-        batch = self.behaviour.default_batch(offer.memory, offer.name)
-        key = (offer.memory, batch, layout, setting)
+        key = (memory, batch, layout, setting)
         if key not in self._estimates:
             self._estimates[key] = estimate(
-                self.facts, layout, setting, offer.memory, self.behaviour, gpu_name=offer.name
+                self.facts, layout, setting, memory, self.behaviour, gpu_name=offer.name
             )
         return self._estimates[key]
 
@@ -208,7 +212,7 @@ class Ways:
             }
         )
         fits, safe = self.expected(found), self.safe(found)
-        remarks = list(notes)
+        remarks = [*notes, *(sglang.notes(self.facts) if self.request.engine == "sglang" else [])]
         if fits and not safe:
             remarks.insert(
                 0,
@@ -323,7 +327,11 @@ class Ways:
 
     def _too_full(self, offer: Offer, setting: Setting) -> Rejected | None:
         share = setting.gpu_memory_utilization or 0.0
-        if offer.free is None or (share >= 0.01 and share * offer.memory <= offer.free):
+        if (
+            offer.free is None
+            or self.request.engine == "sglang"
+            or (share >= 0.01 and share * offer.memory <= offer.free)
+        ):
             return None
         return offer.reject(
             f"{gib(offer.free)} of {gib(offer.memory)} are free, the engine is to take {share:.0%}",
@@ -377,7 +385,3 @@ def spoken(layout: Layout) -> str:
     if layout.pipeline_parallel > 1:
         words += f" × pipeline {layout.pipeline_parallel}"
     return words + (", experts spread" if layout.expert_parallel else "")
-
-
-def gib(count: float) -> str:
-    return f"{count / GIB:.2f} GiB"
