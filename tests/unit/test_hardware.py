@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from chutes.exception import InvalidSpec
 from chutes.hardware import devices, profiles
 from chutes.hardware.devices import Gpu, Machine
 from chutes.hardware.plan import GIB, plan
+from chutes.hardware.versions import behaviour
 from chutes.model.facts import ModelFacts
 
 SHELF = profiles.load()
@@ -132,3 +134,46 @@ def test_a_broken_file_names_itself_and_the_field(tmp_path: Path) -> None:
         profiles.load(broken)
     with pytest.raises(InvalidSpec, match="cannot be read"):
         profiles.load(tmp_path / "absent.yaml")
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Path:
+    """The shipped profiles with one change, and where it is."""
+    text = profiles.SHIPPED.read_text()
+    assert old in text
+    path = tmp_path / "hardware_profiles.yaml"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "default_utilization: 0.92",
+            "default_utilization: 92",
+            "default_utilization: .*less than or equal to 1",
+        ),
+        ("token_count: concurrency", "token_count: tokens", "token_count: .*'blocks' or 'concurrency'"),
+        ("null_block: true", "nul_block: true", "nul_block: Extra inputs"),
+        ('since: "0.20.1"', 'since: "0.19.0"', "ordered by `since`"),
+        ('since: "0.20.1"', 'since: "next"', "not a version"),
+        ("prefill_checkpoints: false", "", "it lacks prefill_checkpoints"),
+    ],
+)
+def test_a_wrong_release_names_its_line(tmp_path: Path, old: str, new: str, words: str):
+    path = edited(tmp_path, old, new)
+    with pytest.raises(InvalidSpec, match=words) as caught:
+        profiles.load(path)
+    line = int(re.findall(r", line (\d+):", str(caught.value))[0])
+    lines = path.read_text().splitlines()
+    if new and "ordered" not in words:
+        assert new.partition(":")[0].strip() in lines[line - 1]
+    else:
+        assert "vllm" in lines[line - 1]
+
+
+def test_a_user_edits_what_a_release_does(tmp_path: Path):
+    own = profiles.load(edited(tmp_path, "default_utilization: 0.92", "default_utilization: 0.85"))
+    assert behaviour("vllm", "0.32.0", own).default_utilization == 0.85
+    assert behaviour("vllm", "0.32.0").default_utilization == 0.92
+    assert behaviour("vllm", "0.32.0", own.model_copy(update={"releases": {}})).default_utilization == 0.92
