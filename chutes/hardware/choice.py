@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from chutes.hardware.memory import KvDtype
+from chutes.hardware.terms import Asked, PerGpuBytes
 
 Optimize = Literal["price", "latency", "throughput"]
 
@@ -16,7 +16,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Request(_Frozen):
+class Request(Asked):
     """What is wanted of a model. None leaves the choice to the planner, or to the engine's own default."""
 
     engine: str = "vllm"
@@ -26,13 +26,6 @@ class Request(_Frozen):
     """Tokens of the longest request; None: as many as the model was made for."""
     concurrency: int = 1
     """Requests of that length that the cache must hold at once."""
-    max_num_seqs: int | None = None
-    """Requests that the engine may run at once, however short they are."""
-    max_num_batched_tokens: int | None = None
-    kv_cache_dtype: KvDtype = "auto"
-    gpu_memory_utilization: float | None = None
-    block_size: int | None = None
-    enforce_eager: bool = False
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
     expert_parallel: bool | None = None
@@ -45,21 +38,6 @@ class Request(_Frozen):
     """Milliseconds per output token of a request that runs alone, by the roofline estimate."""
     shorten: bool = False
     """Whether a context that was not asked for may be cut to what fits: when there is no other hardware."""
-
-
-class PerGpuBytes(_Frozen):
-    """Where the memory of one GPU (the fullest) goes."""
-
-    total: int
-    usable: int
-    weights: int
-    kv_cache_expected: int
-    """What the engine should report; negative: so much is missing."""
-    kv_cache_safe: int
-    """The same less a reserve for what the arithmetic does not see."""
-    peak_activation: int
-    non_torch: int
-    cuda_graph: int
 
 
 class Speed(_Frozen):

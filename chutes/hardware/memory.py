@@ -159,19 +159,31 @@ def peak_activation(
     Either the sampler's dummy run over (sequences x vocabulary), which tensor parallelism does not divide
     because logits are gathered, or the widest layer's activations over one batch of tokens, whichever is
     more; and the hidden states that are alive meanwhile. The form is a reading of
-    v1/worker/gpu_model_runner.py `profile_run` [src], its constant is the release's [fit]. Of vision and
-    audio parts nothing is known: their encoders' own peak comes on top.
+    v1/worker/gpu_model_runner.py `profile_run` [src], its constant is the release's. Of vision and audio
+    parts nothing is known: their encoders' own peak comes on top.
 
     Args:
         samples: whether this pipeline stage has the head.
     """
     hidden, tokens = facts.hidden_size or 0, max_num_batched_tokens
-    inner = facts.intermediate_size or 0
-    if facts.experts:
-        inner = facts.experts.per_token * facts.experts.intermediate
     sampler = behaviour.sampler_bytes * min(max_num_seqs, tokens) * (facts.vocab_size or 0) if samples else 0
-    layer = tokens * (3 * inner / layout.tensor_parallel + 3 * hidden) * MODEL_BYTES
+    layer = tokens * (_feed_forward(facts, layout) + 3 * hidden) * MODEL_BYTES
     return int(max(sampler, layer) + tokens * hidden * MODEL_BYTES)
+
+
+def _feed_forward(facts: ModelFacts, layout: Layout) -> float:
+    """Elements a token that are alive at once inside a feed-forward layer of one GPU.
+
+    Dense: gate, up and their product. Experts: two buffers for every expert that a token goes to, each wide
+    enough for what is kept in turn; fused_moe/experts/triton_moe.py `workspace_shapes` [src 0.32.0]. Kernels
+    for other formats need as much or less. Experts that are spread over the GPUs are not cut.
+    """
+    experts = facts.experts
+    if experts is None:
+        return 3 * (facts.intermediate_size or 0) / layout.tensor_parallel
+    hidden = facts.hidden_size or 0
+    width = experts.intermediate / (1 if layout.expert_parallel else layout.tensor_parallel)
+    return experts.per_token * (max(width, hidden) + max(2 * width, hidden))
 
 
 def cpu_kv_tokens(

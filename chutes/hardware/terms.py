@@ -17,13 +17,13 @@ MODEL_BYTES = 2  # engines compute in 16 bits on a GPU, whatever the weights are
 RESERVE = int(1.25 * GIB)
 
 
-class Setting(BaseModel):
-    """How the engine is asked to run. None: the release's own default for the GPU."""
+class Asked(BaseModel):
+    """What may be left to the engine's own default, which is None."""
 
     model_config = ConfigDict(frozen=True)
 
-    max_model_len: int
     max_num_seqs: int | None = None
+    """Requests that the engine may run at once, however short they are."""
     max_num_batched_tokens: int | None = None
     kv_cache_dtype: KvDtype = "auto"
     gpu_memory_utilization: float | None = None
@@ -31,12 +31,14 @@ class Setting(BaseModel):
     enforce_eager: bool = False
 
 
-class Estimate(BaseModel):
-    """Where one GPU's memory goes.
+class Setting(Asked):
+    """How the engine is asked to run."""
 
-    weights + kv_cache_expected + peak_activation + non_torch, and cuda_graph where the release subtracts it,
-    are exactly `usable`. `kv_cache_expected` may be negative: that much is missing.
-    """
+    max_model_len: int
+
+
+class PerGpuBytes(BaseModel):
+    """Where the memory of one GPU (the fullest) goes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -44,11 +46,21 @@ class Estimate(BaseModel):
     usable: int
     weights: int
     kv_cache_expected: int
+    """What the engine should report; negative: so much is missing."""
     kv_cache_safe: int
-    """The expected one less RESERVE."""
+    """The expected one less RESERVE, for what the arithmetic does not see."""
     peak_activation: int
     non_torch: int
     cuda_graph: int
+
+
+class Estimate(PerGpuBytes):
+    """Where one GPU's memory goes.
+
+    weights + kv_cache_expected + peak_activation + non_torch, and cuda_graph where the release subtracts it,
+    are exactly `usable`. `kv_cache_expected` may be negative: that much is missing.
+    """
+
     cuda_graph_subtracted: bool
     """False: the graphs take theirs from total - usable, after the KV cache was sized."""
     kv_cache_needed: int

@@ -16,7 +16,7 @@ from chutes.hardware.engine_args import render
 from chutes.hardware.memory import Estimate, Layout, Setting, estimate, violations, weights_per_gpu
 from chutes.hardware.offers import Offer
 from chutes.hardware.profiles import Profiles
-from chutes.hardware.terms import gib
+from chutes.hardware.terms import Asked, gib
 from chutes.hardware.versions import EngineBehaviour, behaviour
 from chutes.model.facts import ModelFacts
 
@@ -85,15 +85,9 @@ class Ways:
         share = request.gpu_memory_utilization
         if share is None and self.behaviour.default_utilization is not None:
             share = market.utilization(offer, self.behaviour.default_utilization)
-        return Setting(
-            max_model_len=context_wanted(self.facts, request),
-            max_num_seqs=request.max_num_seqs,
-            max_num_batched_tokens=request.max_num_batched_tokens,
-            kv_cache_dtype=request.kv_cache_dtype,
-            gpu_memory_utilization=share,
-            block_size=request.block_size,
-            enforce_eager=request.enforce_eager,
-        )
+        asked = {name: getattr(request, name) for name in Asked.model_fields}
+        asked["gpu_memory_utilization"] = share
+        return Setting(max_model_len=context_wanted(self.facts, request), **asked)
 
     def estimate(self, offer: Offer, layout: Layout, setting: Setting) -> Estimate:
         memory = offer.memory
