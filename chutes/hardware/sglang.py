@@ -122,7 +122,8 @@ def default_fraction(facts: ModelFacts, layout: Layout, setting: Setting, total:
     if memory > 60 * 1024:
         reserved = max(reserved, 10 * 1024)
     fraction = round((memory - reserved) / memory, 3)
-    return fraction * VISION_FACTOR if facts.vision else fraction
+    # To as many digits as the plan then tells the engine.
+    return round(fraction * VISION_FACTOR, 4) if facts.vision else fraction
 
 
 def prefill_graphs(chunk: int) -> int:
