@@ -34,6 +34,9 @@ class Format:
     """Smallest block that the attention kernels take: 16 on a GPU, 32 on a CPU."""
     state_bytes: int = 0
     """Bytes an element of recurrent states whatever the model says; 0: as the model says."""
+    packed_latent: bool = False
+    """Whether sparse MLA is kept in blobs of 656 bytes: 512 of latent in 8 bits, 16 of scales, 128 of rotary
+    part (`fp8_ds_mla`, mla_attention.py). Not every kernel for 8 bits has it so."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Demand:
 
 
 GPU_BLOCK = 16  # vLLM's default on GPUs [src]
+PACKED_LATENT = 656
 
 
 def gpu_format(facts: ModelFacts, layout: Layout, setting: Setting) -> Format:
@@ -81,6 +85,7 @@ def gpu_format(facts: ModelFacts, layout: Layout, setting: Setting) -> Format:
         model_bytes=MODEL_BYTES,
         block_size=setting.block_size or GPU_BLOCK,
         tensor_parallel=layout.tensor_parallel,
+        packed_latent=small,
     )
 
 
@@ -88,16 +93,15 @@ def token_bytes(layer: LayerAttention, form: Format) -> int:
     """Bytes that one token adds to one layer on one GPU, while nothing of it is dropped.
 
     Key-value heads are split while there are enough of them and then replicated (`max(1, heads // tp)`);
-    the latent of MLA is on every rank. 8-bit MLA with a sparse indexer is `fp8_ds_mla` (mla_attention.py):
-    656 bytes, 512 of latent, 16 of scales, 128 of rotary part. Index keys: 8 bits and a float32 scale for
-    each 128 of them (sparse_attn_indexer.py).
+    the latent of MLA is on every rank. Index keys: 8 bits and a float32 scale for each 128 of them
+    (sparse_attn_indexer.py).
     """
     if layer.kind == "linear":
         return 0
     index = layer.index_dim + 4 * ceil_div(layer.index_dim, 128)
     if layer.kind == "mla":
-        if layer.index_dim and form.element_bytes == 1:
-            return 656 + index
+        if layer.sparse and form.packed_latent:
+            return PACKED_LATENT + index
         return layer.head_dim_k * form.element_bytes + index
     heads = max(1, layer.kv_heads // form.tensor_parallel)
     return heads * (layer.head_dim_k + layer.head_dim_v) * form.element_bytes + index
@@ -260,14 +264,14 @@ def pool(
     """The pool of one GPU.
 
     Args:
-        stage: the layers of this GPU's pipeline stage, as indices; grouping is by the whole model.
+        stage: the layers of this GPU's pipeline stage by their place in the model; grouping is by the whole.
     """
     grouped = groups(pages(layers, form), hybrid=hybrid)
     here = [
         [
             page
             for page, index in zip(group.pages, group.layers, strict=True)
-            if stage is None or index in stage
+            if stage is None or layers[index].place in stage
         ]
         for group in grouped
     ]

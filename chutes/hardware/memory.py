@@ -23,7 +23,7 @@ from chutes.hardware.constraints import Violations, violations
 from chutes.hardware.kv_cache import Demand, Format, Pool, gpu_format
 from chutes.hardware.terms import GIB, MODEL_BYTES, RESERVE, Estimate, KvDtype, Setting, why
 from chutes.hardware.versions import EngineBehaviour
-from chutes.hardware.weights import SINGLE, Layout, loaded_bytes, stage_weights, stages, weights_per_gpu
+from chutes.hardware.weights import SINGLE, Layout, loaded_bytes, stage_weights, stages_of, weights_per_gpu
 from chutes.model.facts import ModelFacts
 
 __all__ = [
@@ -55,12 +55,14 @@ def estimate(
     behaviour: EngineBehaviour,
     *,
     gpu_name: str = "",
+    capability: tuple[int, int] = (0, 0),
 ) -> Estimate:
     """Where each GPU's memory goes.
 
     Args:
         gpu_total_bytes: as CUDA reports it (not the label, not nvidia-smi).
         gpu_name: the product name: releases choose their default batch by it.
+        capability: compute capability, by which kernels and the cache's format are chosen; (0, 0): not known.
 
     Raises:
         ModelError: the facts do not say enough; the message is `facts.problem` or names what is missing.
@@ -74,12 +76,13 @@ def estimate(
     if behaviour.engine == "sglang":
         return sglang.estimate(facts, layout, setting, gpu_total_bytes, non_torch(layout))
     behaviour = behaviour.running(facts)
-    batch, sequences = behaviour.default_batch(gpu_total_bytes, gpu_name)
-    sequences = setting.max_num_seqs or sequences
-    # vLLM arg_utils.py: no batch is larger than all sequences at their longest [src].
-    batch = setting.max_num_batched_tokens or min(batch, sequences * setting.max_model_len)
-    utilization = setting.gpu_memory_utilization or behaviour.default_utilization or 1.0
-    form = gpu_format(facts, layout, setting)
+    batch, sequences = behaviour.batch(facts, setting, gpu_total_bytes, gpu_name)
+    utilization = setting.gpu_memory_utilization
+    if utilization is None:
+        utilization = behaviour.default_utilization or 1.0
+    form = format_of(facts, layout, setting, behaviour, capability)
+    chunked = any(layer.kind == "chunked" for layer in facts.layers_attention)
+    hybrid = behaviour.hybrid_with_chunks or not chunked
     demand = Demand(
         setting.max_model_len,
         behaviour.in_flight_tokens(batch, layout.pipeline_parallel),
@@ -89,14 +92,14 @@ def estimate(
     usable = ceil(gpu_total_bytes * utilization)
     graphs = 0 if setting.enforce_eager else behaviour.cuda_graph_bytes
     other = non_torch(layout)
-    kept = stages(len(facts.layers_attention), layout.pipeline_parallel)
+    cut = stages_of(facts, layout.pipeline_parallel)
     ranks: list[_Rank] = []
     for stage in range(layout.pipeline_parallel):
         weights = stage_weights(facts, layout, stage)
         last = stage == layout.pipeline_parallel - 1
         peak = peak_activation(facts, layout, sequences, batch, behaviour, samples=last)
         left = usable - weights - peak - other - (graphs if behaviour.cuda_graphs_subtracted else 0)
-        pool = _pool(facts.layers_attention, form, kept[stage])
+        pool = _pool(facts.layers_attention, form, cut[stage], hybrid=hybrid)
         held_back = pool.block_bytes if behaviour.null_block else 0
         ranks.append(_Rank(weights, peak, left, pool, held_back, pool.bytes_needed(demand) + held_back))
     # The stage with the least to spare is the one to tell of. That it is the same whatever the GPU's size
@@ -221,19 +224,39 @@ def cpu_kv_tokens(
     return kv_cache.pool(facts.layers_attention, form).tokens(kv_space_bytes, demand, behaviour.token_count)
 
 
-def kv_bytes_per_token(facts: ModelFacts, layout: Layout = SINGLE, kv_dtype: KvDtype = "auto") -> int:
+def format_of(
+    facts: ModelFacts,
+    layout: Layout,
+    setting: Setting,
+    behaviour: EngineBehaviour,
+    capability: tuple[int, int] = (0, 0),
+) -> Format:
+    """How a release keeps the cache on a GPU of one compute capability."""
+    cache = behaviour.cache_dtype(facts, setting.kv_cache_dtype, capability)
+    form = gpu_format(facts, layout, setting.model_copy(update={"kv_cache_dtype": cache}))
+    return replace(form, packed_latent=behaviour.packs_latent(cache, capability))
+
+
+def kv_bytes_per_token(
+    facts: ModelFacts,
+    layout: Layout = SINGLE,
+    kv_dtype: KvDtype = "auto",
+    *,
+    behaviour: EngineBehaviour | None = None,
+    capability: tuple[int, int] = (0, 0),
+) -> int:
     """Bytes on one GPU that each further token of a long request costs (the growing part only).
 
-    Of a pipeline, on the stage with the most such layers.
+    Of a pipeline, on the stage with the most such layers. Without a release as most GPUs keep it.
     """
-    form = gpu_format(facts, layout, Setting(max_model_len=1, kv_cache_dtype=kv_dtype))
-    kept = facts.layers_attention
+    setting = Setting(max_model_len=1, kv_cache_dtype=kv_dtype)
+    form = gpu_format(facts, layout, setting)
+    if behaviour is not None:
+        form = format_of(facts, layout, setting, behaviour, capability)
+    growing = [layer for layer in facts.layers_attention if layer.kind in ("full", "mla")]
     return max(
-        (
-            sum(kv_cache.token_bytes(kept[i], form) for i in stage if kept[i].kind in ("full", "mla"))
-            for stage in stages(len(kept), layout.pipeline_parallel)
-        ),
-        default=0,
+        sum(kv_cache.token_bytes(layer, form) for layer in growing if layer.place in stage)
+        for stage in stages_of(facts, layout.pipeline_parallel)
     )
 
 
@@ -261,7 +284,8 @@ class _Rank:
 
 def _least(ranks: Sequence[_Rank], reserve: int) -> _Rank:
     """The rank with the fewest blocks: all have as many as it (kv_cache_utils.py `get_kv_cache_configs`)."""
-    less = [replace(rank, left=rank.left - reserve) for rank in ranks]
+    holding = [rank for rank in ranks if rank.pool.block_bytes] or ranks
+    less = [replace(rank, left=rank.left - reserve) for rank in holding]
     return min(less, key=lambda rank: (rank.pool.blocks(rank.left), rank.left))
 
 

@@ -24,6 +24,11 @@ def parse(version: str) -> tuple[int, int, int]:
     return int(found[1]), int(found[2]), int(found[3] or 0)
 
 
+SparseMla = Literal["packed", "plain", "always"]
+"""How kernels for sparse MLA keep an 8-bit cache: in blobs of 656 bytes a token (`packed`), as 8-bit numbers
+(`plain`), or in those blobs even when no 8-bit cache was asked for (`always`)."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,6 +72,10 @@ class Rules(_Strict):
     null_block: bool | None = None
     hybrid_prefix_caching: bool | None = None
     prefill_checkpoints: bool | None = None
+    hybrid_with_chunks: bool | None = None
+    one_item_tokens: dict[str, int] | None = None
+    sparse_mla: dict[int, SparseMla] | None = None
+    fp8_cache_unasked: list[str] | None = None
     sampler_bytes: float | None = Field(default=None, ge=0)
     batches: list[BatchClass] | None = Field(default=None, min_length=1)
     second_runner: SecondRunner | None = None

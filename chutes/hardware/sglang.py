@@ -16,7 +16,7 @@ from math import ceil, inf
 
 from chutes.hardware.kv_cache import Format, ceil_div, gpu_format, state_bytes, token_bytes
 from chutes.hardware.terms import GIB, RESERVE, Estimate, Setting, why
-from chutes.hardware.weights import Layout, stage_weights, stages
+from chutes.hardware.weights import Layout, stage_weights, stages_of
 from chutes.model.attention import LayerAttention
 from chutes.model.facts import ModelFacts
 
@@ -113,7 +113,7 @@ def default_fraction(facts: ModelFacts, layout: Layout, setting: Setting, total:
     each size captured, or 1536 with MLA. Beyond 60 GiB 10 GiB at least.
     """
     chunk, largest = batch_class(total, layout.tensor_parallel)
-    chunk = setting.max_num_batched_tokens or chunk
+    chunk = chunk if setting.max_num_batched_tokens is None else setting.max_num_batched_tokens
     reserved = 512 + 1.5 * max(chunk, 2048) + layout.gpus / 8 * 1024
     if not setting.enforce_eager:
         reserved += 2 * min(largest, setting.max_num_seqs or largest)
@@ -198,7 +198,9 @@ def estimate(facts: ModelFacts, layout: Layout, setting: Setting, total: int, no
         total: bytes of the GPU, as CUDA counts.
         non_torch: bytes that are gone before weights are loaded: context, NCCL.
     """
-    fraction = setting.gpu_memory_utilization or default_fraction(facts, layout, setting, total)
+    fraction = setting.gpu_memory_utilization
+    if fraction is None:
+        fraction = default_fraction(facts, layout, setting, total)
     slack = ceil((total - non_torch) * (1 - fraction))
     beside = non_torch + (VISION_CACHE if facts.vision else 0)
     length = setting.max_model_len
@@ -266,7 +268,8 @@ def _pools(facts: ModelFacts, layout: Layout, setting: Setting) -> list[Pools]:
     form = gpu_format(facts, layout, setting)
     kept = facts.layers_attention
     apart = _own_window_pool(facts)
-    parts = [[kept[index] for index in stage] for stage in stages(len(kept), layout.pipeline_parallel)]
+    cut = stages_of(facts, layout.pipeline_parallel)
+    parts = [[layer for layer in kept if layer.place in stage] for stage in cut]
     state = max(sum(state_bytes(layer, form) for layer in part) for part in parts)
     return [_pools_of(part, form, state, setting.block_size or 1, apart) for part in parts]
 

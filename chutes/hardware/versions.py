@@ -5,6 +5,7 @@ The numbers are data, `releases` in hardware_profiles.yaml, where each has its s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
@@ -13,7 +14,8 @@ from chutes.exception import InvalidSpec
 from chutes.hardware import profiles as shelf
 from chutes.hardware import sglang
 from chutes.hardware.profiles import Profiles
-from chutes.hardware.releases import BatchClass, Releases, SecondRunner, parse
+from chutes.hardware.releases import BatchClass, Releases, SecondRunner, SparseMla, parse
+from chutes.hardware.terms import KvDtype, Setting
 from chutes.model.facts import ModelFacts
 
 __all__ = ["EngineBehaviour", "behaviour", "newest", "parse"]
@@ -48,6 +50,14 @@ class EngineBehaviour:
     """Whether models with linear layers cache prefixes unasked: their requests then keep a second state."""
     prefill_checkpoints: bool = False
     """Whether they keep states inside a prefill beside it."""
+    hybrid_with_chunks: bool = True
+    """Whether layers with chunked attention drop what they no longer see; where not, they keep everything."""
+    one_item_tokens: Mapping[str, int] = field(default_factory=dict)
+    """By architecture: tokens of the largest image or video, where it must be in one batch."""
+    sparse_mla: Mapping[int, SparseMla] = field(default_factory=dict)
+    """By the major number of the compute capability: where sparse MLA has a kernel, and how it keeps 8 bits."""
+    fp8_cache_unasked: tuple[str, ...] = ()
+    """Architectures whose cache is in fp8 on compute capability 10.x when no format is asked for."""
     batches: tuple[BatchClass, ...] = ()
     second_runner: SecondRunner = field(default_factory=SecondRunner)
     on_second_runner: bool = False
@@ -63,6 +73,39 @@ class EngineBehaviour:
             if gpu_bytes >= one.from_gib * GIB and not any(part in name for part in one.not_named):
                 return one.max_num_batched_tokens, one.max_num_seqs
         raise AssertionError("the last class takes every GPU")
+
+    def batch(
+        self, facts: ModelFacts, setting: Setting, gpu_bytes: int, gpu_name: str = ""
+    ) -> tuple[int, int]:
+        """(max_num_batched_tokens, max_num_seqs) as they are settled; vLLM engine/arg_utils.py
+        `_set_default_max_num_seqs_and_batched_tokens_args`.
+
+        Where only the number of requests is given and the batch is smaller, vLLM refuses to start; here the
+        batch is raised, because a plan tells the engine both.
+        """
+        tokens, seqs = self.default_batch(gpu_bytes, gpu_name)
+        if setting.max_num_seqs is not None:
+            seqs = setting.max_num_seqs
+        if setting.max_num_batched_tokens is None:
+            if facts.attention == "encoder":  # a prompt is not cut, it sees itself from both ends
+                tokens = max(tokens, setting.max_model_len)
+            tokens = max(tokens, self.one_item_tokens.get(facts.architecture, 0))
+            tokens = min(tokens, seqs * setting.max_model_len)
+            if setting.max_num_seqs is not None:
+                tokens = max(tokens, seqs)
+        else:
+            tokens = setting.max_num_batched_tokens
+        return tokens, seqs if setting.max_num_seqs is not None else min(seqs, tokens)
+
+    def cache_dtype(self, facts: ModelFacts, asked: KvDtype, capability: tuple[int, int]) -> KvDtype:
+        """What the cache is kept in on a GPU where `asked` was asked for; models/config.py of vLLM."""
+        unasked = facts.architecture in self.fp8_cache_unasked and capability[0] == 10
+        return "fp8" if asked == "fp8" or facts.kv_cache_fp8 or unasked else "auto"
+
+    def packs_latent(self, cache: KvDtype, capability: tuple[int, int]) -> bool:
+        """Whether sparse MLA is kept in packed blobs; on a GPU that is not known as most kernels have it."""
+        how = self.sparse_mla.get(capability[0], "packed")
+        return how == "always" or (how == "packed" and cache == "fp8")
 
     def in_flight_tokens(self, max_num_batched_tokens: int, pipeline_parallel: int = 1) -> int:
         """Tokens that are scheduled and not settled; vLLM config/vllm.py `max_in_flight_tokens`, since 0.26.
@@ -122,6 +165,7 @@ def behaviour(engine: str, version: str, profiles: Profiles | None = None) -> En
     names = EngineBehaviour.__dataclass_fields__.keys() & found.keys()
     settled = {name: found[name] for name in names} | {
         "batches": tuple(found["batches"]),
+        "fp8_cache_unasked": tuple(found["fp8_cache_unasked"]),
         "cuda_graph_bytes": int(found["cuda_graph_gib"] * GIB),
         "cuda_graph_most": int(found["cuda_graph_most_gib"] * GIB),
     }

@@ -128,7 +128,7 @@ class Ways:
         lightest: tuple[int, Layout] | None = None
         usable = offer.memory * (setting.gpu_memory_utilization or 1.0)
         for layout in layouts(self.facts, self.request, offer.count):
-            cut = violations(self.facts, layout, offer.capability, self.request.engine)
+            cut = violations(self.facts, layout, offer.capability, self.behaviour, setting)
             if cut.problems:
                 refused.append(f"{spoken(layout)}: {cut.problems[0]}")
                 continue
@@ -172,7 +172,7 @@ class Ways:
         first: Choice | None = None
         refused: list[str] = []
         for layout in ways:
-            cut = violations(self.facts, layout, offer.capability, self.request.engine)
+            cut = violations(self.facts, layout, offer.capability, self.behaviour, setting)
             found = self.estimate(offer, layout, setting)
             if cut.problems:
                 refused.append(f"{spoken(layout)}: {cut.problems[0]}")

@@ -37,6 +37,7 @@ MODELS = [
 ]
 VERSIONS = ["0.11.0", "0.20.1", "0.23.0", "0.32.0"]
 SIZES = [1, 2, 4, 8]
+RULES = behaviour("vllm", "0.32.0")
 
 names = st.sampled_from(MODELS)
 versions = st.sampled_from(VERSIONS)
@@ -284,15 +285,15 @@ def test_unknown_models_cannot_be_estimated():
     ],
 )
 def test_what_cannot_be_divided(name: str, layout: Layout, words: str):
-    found = violations(known(name), layout, (9, 0), "vllm").problems
+    found = violations(known(name), layout, (9, 0), RULES).problems
     assert words in " ".join(found)
     assert bool(found) == bool(words)
 
 
 def test_formats_below_their_capability_are_emulated_or_refused():
     fp8, mxfp4 = known("deepseek-ai/DeepSeek-V3.1"), known("openai/gpt-oss-20b")
-    assert violations(fp8, Layout(), (9, 0), "vllm").notes == []
-    assert "emulated" in violations(fp8, Layout(), (8, 0), "vllm").notes[0]
-    assert "widen" in violations(fp8, Layout(), (8, 0), "sglang").notes[0]
-    assert "need compute capability 8.0" in violations(mxfp4, Layout(), (7, 5), "vllm").problems[0]
-    assert "float16" in violations(known("Qwen/Qwen3-8B"), Layout(), (7, 5), "vllm").notes[0]
+    assert violations(fp8, Layout(), (9, 0), RULES).notes == []
+    assert "emulated" in violations(fp8, Layout(), (8, 0), RULES).notes[0]
+    assert "widen" in violations(fp8, Layout(), (8, 0), behaviour("sglang", "")).notes[0]
+    assert "need compute capability 8.0" in violations(mxfp4, Layout(), (7, 5), RULES).problems[0]
+    assert "float16" in violations(known("Qwen/Qwen3-8B"), Layout(), (7, 5), RULES).notes[0]

@@ -14,6 +14,7 @@ from chutes.hardware.choice import Choice, PlanResult, Request
 from chutes.hardware.devices import Gpu, Machine
 from chutes.hardware.memory import violations
 from chutes.hardware.offers import of_catalogue, of_machine
+from chutes.hardware.versions import behaviour
 from chutes.hardware.ways import Ways, layouts
 from chutes.model import catalogue
 from chutes.model.facts import ModelFacts
@@ -266,7 +267,7 @@ def test_no_layout_is_chosen_that_may_not_be(name: str, count: int, gpu: str) ->
     if isinstance(found, Choice):
         layout = planner.layout_of(found)
         assert layout.gpus == count
-        assert not violations(facts, layout, offer.capability, "vllm").problems
+        assert not violations(facts, layout, offer.capability, behaviour("vllm", "")).problems
 
 
 @given(count=st.integers(1, 16), experts=st.booleans())
