@@ -36,7 +36,8 @@ class Request(_Frozen):
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
     expert_parallel: bool | None = None
-    gpu: str | None = None
+    gpu: str | tuple[str, ...] | None = None
+    """A GPU type, or several of which any will do."""
     gpu_count: int | None = None
     optimize: Optimize = "price"
     max_price: float | None = None
@@ -175,6 +176,14 @@ class PlanResult(_Frozen):
     reasons: list[str] = []
     """Why the choice is what it is, one sentence each."""
     fits_at: list[ContextRoom] = Field(default_factory=list)
+    longest_context: int | None = None
+    """The longest context that the choice's hardware holds for sure as many times at once as was asked, with
+    the choice's batch; `estimated_max_model_len` is what it holds once by the expected figures."""
+    longest_context_expected: int | None = None
+    fix: str = ""
+    """What to do where the choice does not fit; empty where it does."""
+    unmet: str = ""
+    """Where hardware would hold the model but none meets the bounds: which bound, and the nearest."""
 
 
 class ContextRoom(_Frozen):

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from chutes.chute.node_selector import NodeSelector
 from chutes.exception import ChutesError
-from chutes.hardware import cpu, engine_args, planner
+from chutes.hardware import cpu, engine_args, gpu_names, planner
 from chutes.hardware.choice import Choice, Request
 from chutes.hardware.cpu import ENGINE_BYTES
 from chutes.hardware.devices import Gpu, Machine
@@ -21,7 +21,8 @@ from chutes.hardware.engine_args import Fixed
 from chutes.hardware.memory import weights_per_gpu
 from chutes.hardware.offers import COUNTS, Offer, of_machine
 from chutes.hardware.profiles import Profiles
-from chutes.hardware.ways import Ways, gib, rank
+from chutes.hardware.ranking import rank
+from chutes.hardware.ways import Ways, gib
 from chutes.hardware.weights import Layout
 from chutes.model.facts import ModelFacts
 
@@ -95,8 +96,8 @@ def plan(
         )
         if alone.fits:
             return alone
-    profiles.check_ids(selector.include or [], "include")
-    profiles.check_ids(selector.exclude or [], "exclude")
+    gpu_names.check_ids(selector.include or [], "include", profiles)
+    gpu_names.check_ids(selector.exclude or [], "exclude", profiles)
     fixed = engine_args.parse(engine, args)
     reasons: list[str] = []
     tier = ""
@@ -167,7 +168,7 @@ def _on_cpu(
         return chosen
     room = machine.memory_available - ENGINE_BYTES - (weights or 0)
     if room <= 0:
-        chosen.problem = cpu.too_little(weights or 0, machine.memory_available, -room)
+        chosen.problem = f"{cpu.too_little(weights or 0, machine.memory_available, -room)}."
         chosen.fix = "Take a smaller model, free memory, or deploy on a machine with a GPU."
         return chosen
     chosen.kv_cache_bytes = cpu.kv_space(room, defaults)

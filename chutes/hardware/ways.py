@@ -6,7 +6,7 @@ figures let it fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from chutes.exception import DoesNotFit
 from chutes.hardware import offers as market
@@ -33,9 +33,19 @@ SMALLER_BATCHES: tuple[tuple[int, int | None], ...] = (
     (8, 2048),
 )
 
+# Ways to pack weights whose size quantization.py reads rightly.
+KNOWN_METHODS = {
+    *("fp8", "mxfp4", "nvfp4", "int4", "int8", "awq", "gptq", "auto-round", "awq_marlin", "gptq_marlin"),
+    *("bitsandbytes", "mixed"),
+}
+
 PUBLISHED_VRAM_LIMIT = 140  # GB; the published NodeSelector takes no more, an H200 is 140 there
 
 UNKNOWN_CONTEXT = 4096  # tokens, for a model whose config.json names no limit
+
+# An engine refuses to start when less is free than it is told to take, and its own CUDA context, some half a
+# GiB, is taken before it looks: a share that leaves less than this is a gamble.
+LEAST_SPARE = int(0.4 * GIB)
 
 
 def layouts(facts: ModelFacts, request: Request, count: int) -> list[Layout]:
@@ -44,6 +54,8 @@ def layouts(facts: ModelFacts, request: Request, count: int) -> list[Layout]:
     Tensor parallelism shortens every token's way, a pipeline only makes room; experts on different GPUs are
     the way out where a matrix may not be cut so small.
     """
+    if facts.attention == "none":  # a pipeline of several parts: one GPU does it all, the others idle
+        return [Layout()] if (request.tensor_parallel or 1) * (request.pipeline_parallel or 1) == 1 else []
     found: list[Layout] = []
     for stages in range(1, count + 1):
         if count % stages:
@@ -76,6 +88,7 @@ class Ways:
         version = request.engine_version or profiles.engines[request.engine]["cuda"].version
         self.facts = facts
         self.request = request
+        self.profiles = profiles
         self.behaviour: EngineBehaviour = behaviour(request.engine, version)
         self._weights: dict[Layout, int] = {}
         self._estimates: dict[tuple, Estimate] = {}
@@ -93,7 +106,8 @@ class Ways:
             kv_cache_dtype=request.kv_cache_dtype,
             gpu_memory_utilization=share,
             block_size=request.block_size,
-            enforce_eager=request.enforce_eager,
+            # Without a language model there are no CUDA graphs to keep room for.
+            enforce_eager=request.enforce_eager or self.facts.attention == "none",
         )
 
     def estimate(self, offer: Offer, layout: Layout, setting: Setting) -> Estimate:
@@ -112,14 +126,15 @@ class Ways:
         return self._weights[layout]
 
     def safe(self, found: Estimate) -> bool:
-        return found.fits and found.max_concurrency_safe >= self.request.concurrency
+        spare = found.total - found.usable >= LEAST_SPARE
+        return spare and found.fits and found.max_concurrency_safe >= self.request.concurrency
 
     def expected(self, found: Estimate) -> bool:
         return found.fits_expected and found.max_concurrency >= self.request.concurrency
 
     def consider(self, offer: Offer) -> Choice | Rejected:
         """The best way to use an offer: safe, else one that fits without the reserve, else why none does."""
-        if (bound := self._too_dear(offer)) is not None:
+        if (bound := self._too_dear(offer) or self._too_long(offer)) is not None:
             return bound
         setting = self.settings(offer)
         if (used := self._too_full(offer, setting)) is not None:
@@ -147,9 +162,9 @@ class Ways:
             for variant in variants:
                 found = self.estimate(offer, layout, variant)
                 if self.safe(found):
-                    choice = self.choice(offer, layout, variant, found, cut.notes)
+                    choice = self.choice(offer, layout, variant, found, [*cut.notes, *refused])
                     return self._too_slow(offer, choice) or choice
-            tight = tight or self.choice(offer, layout, variants[-1], frugal, cut.notes)
+            tight = tight or self.choice(offer, layout, variants[-1], frugal, [*cut.notes, *refused])
         if tight is not None:
             return self._too_slow(offer, tight) or tight
         if closest is None and lightest is not None:
@@ -168,32 +183,75 @@ class Ways:
         )
 
     def exactly(self, offer: Offer) -> Choice:
-        """This very hardware with what was asked and the release's defaults, whether it fits or not."""
-        setting = self.settings(offer)
+        """This very hardware, used as well as it can be; where it will not do, how near it comes and why."""
+        found = self.consider(offer)
+        if isinstance(found, Choice):
+            return found
         ways = layouts(self.facts, self.request, offer.count)
-        first: Choice | None = None
-        refused: list[str] = []
-        for layout in ways:
-            cut = violations(self.facts, layout, offer.capability, self.request.engine)
-            found = self.estimate(offer, layout, setting)
-            if cut.problems:
-                refused.append(f"{spoken(layout)}: {cut.problems[0]}")
-                continue
-            choice = self.choice(offer, layout, setting, found, [*cut.notes, *refused])
-            if choice.fits:
-                return choice
-            first = first or choice
-        if first is not None:
-            return first
         if not ways:
-            raise DoesNotFit(
-                f"{offer.count} GPUs cannot be tensor parallel {self.request.tensor_parallel or 'any'} × "
-                f"pipeline parallel {self.request.pipeline_parallel or 'any'}.",
-                "Their product must be the number of GPUs.",
+            raise DoesNotFit(*self._no_layout(offer))
+        if found.kind == "bound":
+            free = self.request.model_copy(update={"max_price": None, "max_tpot_ms": None})
+            unbound = Ways(self.facts, free, self.profiles).exactly(offer)
+            return self._refused(unbound, found.reason if unbound.fits else unbound.reason)
+        allowed = [
+            layout
+            for layout in ways
+            if not violations(self.facts, layout, offer.capability, self.request.engine).problems
+        ] or ways[:1]
+        setting = self.settings(offer)
+        tried = [
+            (layout, frugal, self.estimate(offer, layout, frugal))
+            for layout in allowed
+            for frugal in self._variants(setting, self.estimate(offer, layout, setting).max_num_seqs)[-1:]
+        ]
+        nearest = max(tried, key=lambda one: one[2].kv_cache_expected)
+        return self._refused(self.choice(offer, *nearest), found.reason)
+
+    def longest(self, offer: Offer, choice: Choice, *, safe: bool) -> int:
+        """The longest context of which `choice` holds as many requests at once as are wanted; 0: none."""
+        most = choice.estimated_max_model_len_safe if safe else choice.estimated_max_model_len
+        if self.request.concurrency == 1:
+            return most
+        layout = Layout(
+            tensor_parallel=choice.tensor_parallel_size,
+            pipeline_parallel=choice.pipeline_parallel_size,
+            expert_parallel=choice.expert_parallel,
+        )
+        names = set(Setting.model_fields) - {"kv_cache_dtype", "max_model_len"}
+        fields = {name: getattr(choice, name) for name in names}
+        does = self.safe if safe else self.expected
+
+        def fits(length: int) -> bool:
+            setting = Setting(
+                **fields,
+                max_model_len=length,
+                kv_cache_dtype="fp8" if choice.kv_cache_dtype == "fp8" else "auto",
             )
-        choice = self.choice(offer, ways[0], setting, self.estimate(offer, ways[0], setting))
-        return choice.model_copy(
-            update={"fits": False, "fits_safely": False, "reason": "; ".join(dict.fromkeys(refused))}
+            return does(self.estimate(offer, layout, setting))
+
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return low
+
+    def _refused(self, choice: Choice, reason: str) -> Choice:
+        return choice.model_copy(update={"fits": False, "fits_safely": False, "reason": reason})
+
+    def _no_layout(self, offer: Offer) -> tuple[str, str]:
+        """Why no layout was left to try: what was asked for does not come to this number of GPUs."""
+        asked = [
+            f"{name} {size}"
+            for name, size in (
+                ("tensor parallel", self.request.tensor_parallel),
+                ("pipeline parallel", self.request.pipeline_parallel),
+            )
+            if size is not None
+        ]
+        return (
+            f"{offer.count} GPU{'s' if offer.count > 1 else ''} cannot be {' × '.join(asked)}.",
+            "The number of GPUs must be their product, or a multiple of the one that is given.",
         )
 
     def choice(
@@ -215,17 +273,19 @@ class Ways:
                 "fits by the expected figures only; the reserve for what arithmetic does not see is gone: "
                 "it may fail to start",
             )
+        if safe is False and fits and found.total - found.usable < LEAST_SPARE:
+            remarks.append(
+                f"{gib(found.total - found.usable)} of the GPU stay free of the engine, and its CUDA context "
+                "alone takes about 0.5 GiB: it will hardly start; lower --gpu-memory-utilization"
+            )
+        quantization = self.facts.quantization
+        if quantization is not None and quantization.method not in KNOWN_METHODS:
+            remarks.append(
+                f"the quantisation {quantization.method!r} is not known here: its weights were counted as "
+                f"{quantization.bits:g} bits each, and the engine may not know it either"
+            )
         if self.facts.attention == "none":
-            remarks.append(
-                f"not a language model, {self.request.engine} does not serve it: only the weights count "
-                "here, what making an image takes comes on top"
-            )
-        made_for = self.facts.max_model_len
-        if made_for and setting.max_model_len > made_for:
-            remarks.append(
-                f"the model was made for {made_for:,} tokens: the engine refuses {setting.max_model_len:,} "
-                "unless its configuration is overridden"
-            )
+            return self._only_weights(offer, layout, found, fits, safe, remarks)
         return Choice(
             gpu=offer.gpu,
             gpu_name=offer.name,
@@ -260,6 +320,43 @@ class Ways:
             speed=self._speed(offer, layout, setting, found) if fits else None,
         )
 
+    def _only_weights(
+        self, offer: Offer, layout: Layout, found: Estimate, fits: bool, safe: bool, notes: list[str]
+    ) -> Choice:
+        """Of a model that makes images: no tokens, no cache, no arguments of an engine for text."""
+        idle = f"; one of the {offer.count} GPUs is used" if offer.count > 1 else ""
+        return Choice(
+            gpu=offer.gpu,
+            gpu_name=offer.name,
+            gpu_count=offer.count,
+            gpus=list(offer.indices),
+            tensor_parallel_size=1,
+            pipeline_parallel_size=1,
+            fits=fits,
+            fits_safely=safe,
+            reason=f"{gib(found.weights)} of weights of {gib(found.usable)} usable: what making an image "
+            f"takes was not counted{idle}",
+            notes=notes,
+            price_per_hour=offer.hourly,
+            price_date=offer.price_date,
+            gpu_memory_utilization=round(found.gpu_memory_utilization, 4),
+            max_model_len=0,
+            max_num_seqs=1,
+            max_num_batched_tokens=0,
+            kv_cache_dtype="auto",
+            block_size=0,
+            kv_cache_tokens=0,
+            max_concurrency=0.0,
+            kv_cache_tokens_safe=0,
+            max_concurrency_safe=0.0,
+            engine_args=[],
+            node_selector=selector(offer),
+            per_gpu_bytes=PerGpuBytes(**{name: getattr(found, name) for name in PerGpuBytes.model_fields}),
+            kv_cache_needed_bytes_per_gpu=0,
+            estimated_max_model_len=0,
+            estimated_max_model_len_safe=0,
+        )
+
     def shortage(self, layout: Layout, found: Estimate) -> str:
         """By how much it does not fit."""
         if found.kv_cache_expected <= 0:
@@ -271,8 +368,8 @@ class Ways:
             )
         wanted, length = self.request.concurrency, context_wanted(self.facts, self.request)
         what = f"{wanted} requests" if wanted > 1 else "one request"
-        limit = found.estimated_max_model_len
-        most = f"; at most {limit:,} tokens fit" if 0 < limit < length else ""
+        limit, sure = found.estimated_max_model_len, found.estimated_max_model_len_safe
+        most = f"; {sure:,} tokens fit safely, at most {limit:,}" if 0 < limit < length else ""
         if wanted > 1 and found.fits_expected:
             most = f"; {found.max_concurrency:.1f} such requests fit"
         return (
@@ -304,7 +401,9 @@ class Ways:
     def _speed(self, offer: Offer, layout: Layout, setting: Setting, found: Estimate) -> Speed | None:
         if offer.type is None or not (self.facts.loaded_bytes or self.facts.weights_bytes):
             return None
-        return roofline.speed(
+        if self.facts.attention == "none":
+            return None
+        speed = roofline.speed(
             self.facts,
             layout,
             offer.type,
@@ -312,6 +411,23 @@ class Ways:
             max_num_seqs=found.max_num_seqs,
             kv_cache_tokens=found.kv_cache_tokens_safe,
             kv_dtype=setting.kv_cache_dtype,
+        )
+        if self.facts.attention != "encoder":
+            return speed
+        # An encoder reads a text in one pass and writes nothing: reading is all there is to be quick at.
+        reads = speed.prefill_tokens_per_second
+        return speed.model_copy(
+            update={"batch": 1, "tokens_per_second": reads, "tokens_per_second_batch": reads}
+        )
+
+    def _too_long(self, offer: Offer) -> Rejected | None:
+        limit, length = self.facts.max_model_len, self.request.max_model_len
+        if not limit or not length or length <= limit:
+            return None
+        return offer.reject(
+            f"the model was made for {limit:,} tokens: the engine refuses --max-model-len {length} unless the "
+            "model's config.json is changed",
+            kind="context",
         )
 
     def _too_dear(self, offer: Offer) -> Rejected | None:
@@ -338,26 +454,6 @@ class Ways:
             f"{found} per output token by the roofline estimate, and at most {limit:g} ms",
             kind="bound",
         )
-
-
-def rank(choices: Iterable[Choice], request: Request) -> list[Choice]:
-    """The best first: safe ones before tight ones, then by what was asked for."""
-
-    def price(choice: Choice) -> tuple[bool, float]:
-        return (choice.price_per_hour is None, choice.price_per_hour or 0.0)
-
-    def key(choice: Choice) -> tuple:
-        alone = choice.speed.tokens_per_second if choice.speed else 0.0
-        together = choice.speed.tokens_per_second_batch if choice.speed else 0.0
-        if request.optimize == "latency":
-            goal = (-alone, *price(choice))
-        elif request.optimize == "throughput":  # for a dollar where there are prices: more is always faster
-            goal = (choice.price_per_hour is None, -together / (choice.price_per_hour or 1.0))
-        else:
-            goal = (*price(choice), choice.gpu_count, -together)
-        return (not choice.fits_safely, *goal, choice.gpu_count, choice.gpu)
-
-    return sorted(choices, key=key)
 
 
 def selector(offer: Offer) -> dict:
