@@ -1,4 +1,4 @@
-"""Where hardware would hold the model and none of it meets a bound: which bound, and how near one comes. Pure."""
+"""Where hardware would hold the model and none meets a bound: which bound, and how near one comes. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chutes.model.facts import ModelFacts
 def nearest(
     facts: ModelFacts, request: Request, profiles: Profiles, offers: list[Offer]
 ) -> tuple[str, Choice | None, list[Choice]]:
-    """(What nothing meets, the nearest, the next nearest); nothing where it is not the bounds that forbid it."""
+    """(What nothing meets, the nearest, the next nearest); nothing where no bound forbids it."""
     if request.max_price is None and request.max_tpot_ms is None:
         return "", None, []
     # Looked at for their speed, so that larger numbers of GPUs are looked at too.
@@ -26,7 +26,7 @@ def nearest(
     said: list[str] = []
     priced = [choice for choice in choices if choice.price_per_hour is not None]
     cheapest = rank(priced, request.model_copy(update={"optimize": "price"}))
-    fastest = sorted(choices, key=_seconds)
+    fastest = rank(choices, free)
     ordered = cheapest
     if request.max_price is not None and request.max_tpot_ms is not None:
         said.append(f"nothing meets --max-price {request.max_price:g} and --max-tpot {request.max_tpot_ms:g}")
@@ -43,14 +43,17 @@ def nearest(
     if request.max_tpot_ms is not None:
         ordered = fastest
         said.append(
-            f"the fastest that fits is {fastest[0].label}, about {_seconds(fastest[0]):.1f} ms a token"
+            f"the fastest that fits is {fastest[0].label}, about {_milliseconds(fastest[0]):.1f} ms a token"
         )
     ordered = ordered or fastest
     unmet = f"{said[0]}: {'; '.join(said[1:])}"
     best = ordered[0].model_copy(update={"fits": False, "fits_safely": False, "reason": unmet})
-    others = [one for one in ordered[1:] if one.gpu != best.gpu]
-    return unmet, best, list({one.gpu: one for one in reversed(others)}.values())[::-1]
+    others: dict[str, Choice] = {}
+    for one in ordered[1:]:
+        if one.gpu != best.gpu:
+            others.setdefault(one.gpu, one)
+    return unmet, best, list(others.values())
 
 
-def _seconds(choice: Choice) -> float:
+def _milliseconds(choice: Choice) -> float:
     return choice.speed.tpot_ms if choice.speed else float("inf")

@@ -180,6 +180,8 @@ class PlanResult(_Frozen):
     """The longest context that the choice's hardware holds for sure as many times at once as was asked, with
     the choice's batch; `estimated_max_model_len` is what it holds once by the expected figures."""
     longest_context_expected: int | None = None
+    optimize: Optimize = "price"
+    """What the order of the alternatives comes from."""
     fix: str = ""
     """What to do where the choice does not fit; empty where it does."""
     unmet: str = ""

@@ -120,8 +120,8 @@ def _capability(
             )
         else:
             notes.append(
-                f"{method} is emulated: native from compute capability {native[0]}.{native[1]}, the GPU has "
-                f"{has}; weights keep their size, arithmetic is in 16 bits"
+                f"{method} is emulated: the weights stay small and are unpacked to 16 bits as they are used, "
+                f"because the GPU (capability {has}) has no such arithmetic; it is less fast, not less exact"
             )
     if facts.dtype == "bfloat16" and capability < (8, 0):
         notes.append(f"bfloat16 needs compute capability 8.0, the GPU has {has}: the engine takes float16")

@@ -178,9 +178,7 @@ def remarks(
                 f"{defaults.kv_cache_max_gib:g} GiB and {defaults.kv_cache_share:.0%} of what is free, which "
                 "kv_cache_max_gib and kv_cache_share in hardware_profiles.yaml change"
             )
-    said.append(
-        "how fast a CPU is was not estimated; expect a few tokens a second for each billion-scale model"
-    )
+    said.append("tokens per second were not estimated: the rates of this CPU are not known here")
     return said
 
 

@@ -38,9 +38,7 @@ def on_the_same(
         choice = Ways(packed, request, profiles).consider(offer)
         length = context_wanted(facts, request)
         if isinstance(choice, Choice) and choice.fits_safely:
-            told.append(
-                f"with an FP8 checkpoint of the model, whose weights are half as large, at {length:,}"
-            )
+            told.append(f"with an FP8 checkpoint, whose weights are half as large, at {length:,} tokens")
         else:
             nearest = Ways(packed, request, profiles).exactly(offer)
             most = nearest.estimated_max_model_len_safe
@@ -76,18 +74,18 @@ def _ways(facts: ModelFacts, request: Request, profiles: Profiles, offer: Offer)
     plain = Ways(facts, request, profiles).consider(offer)
     if isinstance(plain, Choice) and plain.fits_safely:
         return []
-    found = [_told("only just: no reserve is left", plain)] if isinstance(plain, Choice) else []
+    found = [_told("only just fits", plain)] if isinstance(plain, Choice) else []
     given = request.max_num_seqs
     if given is not None and given > request.concurrency:
         open_ = request.model_copy(update={"max_num_seqs": None, "max_num_batched_tokens": None})
         fewer = Ways(facts, open_, profiles).consider(offer)
         if isinstance(fewer, Choice) and fewer.fits_safely and fewer.max_num_seqs < given:
-            found.append(_told(f"with a smaller batch, --max-num-seqs {fewer.max_num_seqs}", fewer))
+            found.append(_told(f"with --max-num-seqs {fewer.max_num_seqs} (a smaller batch)", fewer))
     if request.kv_cache_dtype == "auto" and not facts.kv_cache_fp8:
         small = request.model_copy(update={"kv_cache_dtype": "fp8"})
         packed = Ways(facts, small, profiles).consider(offer)
         if isinstance(packed, Choice) and packed.fits_safely:
-            found.append(_told("with the cache rounded to fp8, --kv-cache-dtype fp8", packed))
+            found.append(_told("with --kv-cache-dtype fp8", packed))
     if shorter := _shorter(facts, request, profiles, offer):
         found.append(shorter)
     return found[:MOST]
@@ -104,7 +102,7 @@ def _shorter(facts: ModelFacts, request: Request, profiles: Profiles, offer: Off
     found = Ways(facts, cut, profiles).consider(offer)
     if not isinstance(found, Choice) or not found.fits_safely:
         return None
-    return _told(f"with a shorter context, --max-model-len {length}", found)
+    return _told(f"with --max-model-len {length}", found)
 
 
 def _told(what: str, choice: Choice) -> Choice:

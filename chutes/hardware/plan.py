@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from chutes.chute.node_selector import NodeSelector
 from chutes.exception import ChutesError
-from chutes.hardware import cpu, engine_args, gpu_names, planner
+from chutes.hardware import cpu, engine_args, gpu_names, planner, selected
 from chutes.hardware.choice import Choice, Request
 from chutes.hardware.cpu import ENGINE_BYTES
 from chutes.hardware.devices import Gpu, Machine
@@ -115,6 +115,7 @@ def plan(
         chosen = _on_gpus(request, selector, facts, machine, profiles, args, reasons)
     else:
         chosen = _on_cpu(request, selector, facts, machine, profiles, fixed, reasons)
+        _elsewhere(chosen, request, selector, facts, profiles, reasons)
     if fixed.uncounted:
         reasons.append(f"not in this arithmetic: {', '.join(fixed.uncounted)}")
     return chosen.model_copy(update={"tier": tier, "reasons": reasons})
@@ -190,7 +191,32 @@ def _on_cpu(
     if fixed.max_model_len is None and own is not None and choice.max_model_len < own:
         chosen.engine_args = ["--max-model-len", str(choice.max_model_len)]
         reasons.append(f"the context is cut from {own:,} to {choice.max_model_len:,} tokens, which fit")
+    # What was counted is what the engine is told.
+    if fixed.max_num_seqs is None:
+        chosen.engine_args += ["--max-num-seqs", str(choice.max_num_seqs)]
+    if fixed.max_num_batched_tokens is None:
+        chosen.engine_args += ["--max-num-batched-tokens", str(choice.max_num_batched_tokens)]
     return chosen
+
+
+def _elsewhere(
+    chosen: Plan,
+    request: Request,
+    selector: NodeSelector,
+    facts: ModelFacts | None,
+    profiles: Profiles,
+    reasons: list[str],
+) -> None:
+    """Where there is no GPU the selector is held against the catalogue: it is for a machine that has some."""
+    if facts is None or facts.problem or not facts.layers_attention:
+        return
+    found = selected.judge(selector, facts, request, profiles)
+    if found.shortage:
+        reasons.append(f"on a machine with GPUs: {found.shortage}")
+    if chosen.problem:
+        chosen.fix = " ".join(part for part in (chosen.fix, found.would_do) if part)
+    elif found.shortage:
+        reasons.append(found.would_do)
 
 
 def _on_gpus(

@@ -118,6 +118,12 @@ def _search(
     if best is None:
         largest = max(offers, key=lambda offer: (offer.memory * offer.count, offer.memory))
         best = ways.exactly(largest)
+        rejected = [
+            largest.reject(best.reason, one.kind)
+            if (one.gpu, one.gpu_count) == (best.gpu, best.gpu_count)
+            else one
+            for one in rejected
+        ]
         others, fix = levers.on_the_same(facts, request, profiles, largest, best)
     else:
         fix = ""
@@ -218,6 +224,7 @@ def _result(
         rejected=rejected,
         reasons=said,
         fits_at=_room(facts, request, version, best),
+        optimize=request.optimize,
         longest_context=safe,
         longest_context_expected=expected,
     )

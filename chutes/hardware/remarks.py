@@ -15,14 +15,14 @@ OLDEST = {"vllm": (0, 9), "sglang": (0, 4)}
 def on(facts: ModelFacts, request: Request, profiles: Profiles, best: Choice, version: str) -> list[str]:
     if facts.attention == "none":
         return [
-            "this model makes images, which the engines for text do not serve: only its weights were counted, "
-            "and what making an image takes comes on top"
+            "this model makes images, which the engines for text do not serve: only its weights were "
+            "counted, and what making an image takes comes on top"
         ]
     said: list[str] = []
     if facts.attention == "encoder":
         said.append("an encoder reads a text in one pass: it keeps no cache, and writes no tokens")
     if request.max_model_len is None and best.max_model_len == facts.max_model_len:
-        said.append(_own_context(request, best))
+        said += _own_context(request, best)
     said += _batch(request, best, version)
     if note := _release(request.engine, version, profiles):
         said.append(note)
@@ -33,13 +33,13 @@ def on(facts: ModelFacts, request: Request, profiles: Profiles, best: Choice, ve
     return said
 
 
-def _own_context(request: Request, best: Choice) -> str:
-    if request.concurrency > 1:
-        return (
-            f"room was made for {request.concurrency:,} × the model's full {best.max_model_len:,} tokens; "
-            "--max-model-len sets what your requests really need"
-        )
-    return f"{best.max_model_len:,} tokens is the model's own context, because none was asked for"
+def _own_context(request: Request, best: Choice) -> list[str]:
+    if request.concurrency == 1:
+        return []
+    return [
+        f"room was made for {request.concurrency:,} × the model's full {best.max_model_len:,} tokens; "
+        "--max-model-len sets what your requests really need"
+    ]
 
 
 def _batch(request: Request, best: Choice, version: str) -> list[str]:
@@ -47,8 +47,8 @@ def _batch(request: Request, best: Choice, version: str) -> list[str]:
     given = request.max_num_seqs
     if given is not None and given < request.concurrency:
         said.append(
-            f"the cache holds {request.concurrency:,} requests and --max-num-seqs lets {given:,} run at once: "
-            "the others wait"
+            f"the cache holds {request.concurrency:,} requests and --max-num-seqs lets {given:,} run at "
+            "once: the others wait"
         )
     if best.gpu_count and given is None and best.fits:
         default = behaviour(request.engine, version).default_batch(best.per_gpu_bytes.total, best.gpu_name)[1]

@@ -44,7 +44,7 @@ def view(facts: ModelFacts, request: Request, profiles: Profiles, best: Choice) 
     if best.gpu_count and best.fits and best.price_per_hour is not None and offer.hourly is not None:
         if best.price_per_hour < offer.hourly:
             return answer(
-                f"{words} are more than {wanted} need; {best.label} is enough at ${best.price_per_hour:.2f}/h",
+                f"{words} are more than {wanted} need; {best.label} is enough, ${best.price_per_hour:.2f}/h",
                 False,
             )
         return answer(f"{words} are enough for {wanted}", True)

@@ -205,8 +205,9 @@ class Ways:
             for layout in allowed
             for frugal in self._variants(setting, self.estimate(offer, layout, setting).max_num_seqs)[-1:]
         ]
-        nearest = max(tried, key=lambda one: one[2].kv_cache_expected)
-        return self._refused(self.choice(offer, *nearest), found.reason)
+        nearest = self.choice(offer, *max(tried, key=lambda one: one[2].kv_cache_expected))
+        # Of weights that are too large the rejection knows no more; the figures say how much all of it lacks.
+        return self._refused(nearest, nearest.reason if found.kind == "memory" else found.reason)
 
     def longest(self, offer: Offer, choice: Choice, *, safe: bool) -> int:
         """The longest context of which `choice` holds as many requests at once as are wanted; 0: none."""
@@ -425,8 +426,8 @@ class Ways:
         if not limit or not length or length <= limit:
             return None
         return offer.reject(
-            f"the model was made for {limit:,} tokens: the engine refuses --max-model-len {length} unless the "
-            "model's config.json is changed",
+            f"the model was made for {limit:,} tokens: the engine refuses --max-model-len {length} unless "
+            "the model's config.json is changed",
             kind="context",
         )
 

@@ -18,9 +18,6 @@ _FILE = Path(__file__).with_name("catalogue.json")
 
 SOURCE = "catalogue"
 
-# The published platform serves some models in confidential machines under this suffix.
-_PLATFORM_SUFFIX = "-tee"
-
 
 def names() -> list[str]:
     """Every model of the catalogue, as `org/name`."""
@@ -29,7 +26,7 @@ def names() -> list[str]:
 
 def canonical(name: str) -> str | None:
     """The catalogue's own spelling of `name`; case does not matter, nor does a missing organisation."""
-    wanted = name.strip().lower().removesuffix(_PLATFORM_SUFFIX)
+    wanted = name.strip().lower()
     for known in _entries():
         if wanted in (known.lower(), known.lower().split("/")[1]):
             return known
@@ -37,7 +34,7 @@ def canonical(name: str) -> str | None:
 
 
 def find(name: str) -> ModelFacts | None:
-    """A model's facts; case does not matter, nor does a missing organisation or the suffix `-TEE`."""
+    """A model's facts; case does not matter, nor does a missing organisation."""
     known = canonical(name)
     if known is None:
         return None

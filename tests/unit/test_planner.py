@@ -71,7 +71,8 @@ def test_equal_prices_are_settled_by_fewer_gpus() -> None:
 
 def test_a_published_refusal() -> None:
     """Qwen3-32B on one H100, vLLM 0.11: refused at 32,000 tokens with 4.45 GiB left, runs at 16,000."""
-    pinned = {"gpu": "h100_sxm", "gpu_count": 1, "engine_version": "0.11.0", "gpu_memory_utilization": 0.9}
+    pinned = {"gpu": "h100_sxm", "gpu_count": 1, "engine_version": "0.11.0", "gpu_memory_utilization": 0.9,
+              "max_num_seqs": 1024}  # fmt: skip
     found = plan("Qwen/Qwen3-32B", max_model_len=32_000, **pinned)
     best = found.choice
     assert best is not None
@@ -81,6 +82,10 @@ def test_a_published_refusal() -> None:
     assert found.kv_cache_needed_bytes_per_gpu is not None
     assert found.kv_cache_needed_bytes_per_gpu / GIB == pytest.approx(7.81, abs=0.01)
     assert "at most 18," in best.reason
+    # Where nothing was said of the batch, that very hardware is planned with a smaller one.
+    open_ = chosen("Qwen/Qwen3-32B", max_model_len=32_000, **{**pinned, "max_num_seqs": None})
+    assert (open_.gpu, open_.gpu_count, open_.fits_safely) == ("h100_sxm", 1, True)
+    assert open_.max_num_seqs < 1024
     # The same card does it with a smaller batch, and that is offered first.
     lever = found.alternatives[0]
     assert (lever.gpu, lever.gpu_count, lever.fits_safely) == ("h100_sxm", 1, True)
