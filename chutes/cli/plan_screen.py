@@ -37,6 +37,8 @@ OTHERS = 5
 
 WITHOUT_CACHE = {"encoder": "an encoder: no cache", "none": "makes images: no cache"}
 
+UNKNOWN_CPU = "none: how fast this CPU is was not measured, and no data sheet tells"
+
 # What is kept of a request, in plain words.
 ATTENTION = {
     "mha": "one for each head",
@@ -94,11 +96,11 @@ def _heading(found: PlanResult, width: int) -> list[str]:
         if found.weights_bytes and found.weights_bytes > 1.001 * found.loaded_weights_bytes:
             loaded += f" (files {found.weights_bytes / GIB:.1f}, some of it is not loaded)"
         facts.append(loaded)
-    kind = ATTENTION.get(found.attention, found.attention)
-    if kind:
-        facts.append(
-            kind + (f", {_bytes(found.kv_bytes_per_token)} a token" if found.kv_bytes_per_token else "")
-        )
+    if found.kv_bytes_per_token:
+        kind = ATTENTION.get(found.attention, found.attention)
+        facts.append(f"cache {_bytes(found.kv_bytes_per_token)} a token, {kind}")
+    elif found.attention in WITHOUT_CACHE:
+        facts.append(WITHOUT_CACHE[found.attention])
     head = f"  {paint(found.model, BOLD)}"
     if found.revision:
         head += f" {paint(found.revision[:12], DIM)}"
@@ -150,7 +152,7 @@ def _how(found: PlanResult, best: Choice) -> list[str]:
     if found.attention != "encoder":
         how.append(f"up to {best.max_num_seqs:,} short requests at once")
     if best.gpu_count > 1 and best.tensor_parallel_size > 1:
-        how.append(f"each layer over {best.tensor_parallel_size} GPUs")
+        how.append(f"split over {best.tensor_parallel_size} GPUs")
     if best.pipeline_parallel_size > 1:
         how.append(f"pipeline of {best.pipeline_parallel_size}")
     if best.expert_parallel:
@@ -165,15 +167,13 @@ def _room(found: PlanResult, best: Choice, width: int) -> list[str]:
     if best.fits and found.fits_at:
         cells = [f"{room.context:,}{FIXED}×{FIXED}{_times(room.requests_safe)}" for room in found.fits_at]
         drawn = entry("holds", paint("tokens × requests at once:", DIM) + " " + " · ".join(cells), width)
-    if found.longest_context is None or found.longest_context_expected is None:
+    if not found.longest_context_expected:  # none: the reason above says why
         return drawn
     return drawn + entry("longest", _longest(found, best), width)
 
 
 def _longest(found: PlanResult, best: Choice) -> str:
     safe, most = found.longest_context or 0, found.longest_context_expected or 0
-    if not most:
-        return "no context at all: the weights leave no room for a cache"
     if found.context_of_model and safe >= found.context_of_model:
         return f"context {safe:,} tokens, all that the model was made for"
     if not safe:
@@ -186,7 +186,7 @@ def _longest(found: PlanResult, best: Choice) -> str:
 def _speed(found: PlanResult, best: Choice, width: int) -> list[str]:
     speed = best.speed
     if speed is None:
-        return []
+        return [] if best.gpu_count or not best.max_model_len else entry("estimate", UNKNOWN_CPU, width)
     if found.attention == "encoder":
         text = f"reads ~{speed.prefill_tokens_per_second:,.0f} tokens/s"
     else:
@@ -277,7 +277,7 @@ def _rejected(found: PlanResult, best: Choice, width: int, why: bool) -> list[st
     widest = max(len(_label(one)) for one in shown)
     for one in shown:
         indent = " " * (4 + widest + 2)
-        text = [line.strip() for line in wrapped(one.reason if why else _short(one), width, indent)]
+        text = [line.strip() for line in wrapped(one.reason if why else _short(one), width - 2, indent)]
         if len(text) > 1 and not why:
             text = [text[0].rstrip(" ,") + " …"]
         drawn.append(f"    {_label(one):<{widest}}  {paint(text[0], DIM)}")
@@ -322,8 +322,8 @@ def show_compared(rows: Sequence[Compared], shelf: Profiles, asked: int | None) 
         )
     output.table(("MODEL", "SIZE", "TIER", "ARITHMETIC", "$/H", "CONTEXT", "TIER IS"), table)
     length = f"{asked:,} tokens" if asked else f"{USUAL_CONTEXT:,} tokens, or the model's own limit"
-    output.say(f"\nFor {length} (--max-model-len asks for another). TIER: what size alone suggests;")
-    output.say("enough: as arithmetic finds; too much: more than needed, the cheaper is under ARITHMETIC.")
+    output.say(f"\nFor {length} (--max-model-len asks for another).")
+    output.say("TIER: what size alone suggests. Too much: more than needed, ARITHMETIC names the cheaper.")
     output.note(f"Prices: {shelf.prices.source}, {shelf.prices.date}.")
 
 

@@ -120,8 +120,8 @@ def _capability(
             )
         else:
             notes.append(
-                f"{method} is emulated: the weights stay small and are unpacked to 16 bits as they are used, "
-                f"because the GPU (capability {has}) has no such arithmetic; it is less fast, not less exact"
+                f"{method} is emulated: weights stay small and are unpacked to 16 bits as they are used "
+                f"(the GPU's capability is {has}); slower, not less exact"
             )
     if facts.dtype == "bfloat16" and capability < (8, 0):
         notes.append(f"bfloat16 needs compute capability 8.0, the GPU has {has}: the engine takes float16")

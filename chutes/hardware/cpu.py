@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from chutes.exception import ModelError
 from chutes.hardware.choice import Choice, PerGpuBytes, Request
+from chutes.hardware.describing import context_wanted, gib
 from chutes.hardware.devices import Machine
 from chutes.hardware.memory import cpu_kv_tokens
 from chutes.hardware.profiles import EngineDefaults
 from chutes.hardware.versions import behaviour
-from chutes.hardware.ways import context_wanted, gib
 from chutes.model.facts import ModelFacts
 
 GIB = 1 << 30

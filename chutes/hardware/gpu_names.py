@@ -11,7 +11,6 @@ from chutes.hardware.profiles import Profiles
 
 # Words of a product name that say nothing about which product it is.
 _EMPTY = re.compile(r"nvidia|geforce|tesla|quadro|rtx|blackwell|server|edition|generation")
-_MEMORY = re.compile(r"^(.*?)(\d{2,3})gb?(.*)$")
 
 NEAREST = 4  # ids that an error proposes
 
@@ -47,7 +46,7 @@ def find(text: str, profiles: Profiles) -> str:
     fitting = [id_ for id_, known in short.items() if bare and bare in known]
     if len(fitting) == 1:
         return fitting[0]
-    if (by_memory := _by_memory(bare, profiles)) is not None:
+    if (by_memory := _by_memory(bare, short, profiles)) is not None:
         return by_memory
     raise InvalidSpec(f"There is no GPU type {text!r} in the profiles.{_hint(bare, short)}", _FIX)
 
@@ -72,15 +71,12 @@ def sibling(id_: str, profiles: Profiles) -> str:
 _FIX = "hardware_profiles.yaml lists every id, and a GPU of your own can be added to it."
 
 
-def _by_memory(bare: str, profiles: Profiles) -> str | None:
-    """`a10080gb`: the type whose id is what stands before the memory, and which has that much."""
-    if (found := _MEMORY.match(bare)) is None:
-        return None
-    name, size, rest = found[1], int(found[2]), found[3]
-    for id_ in (f"{name}_{rest}", f"{name}_{size}gb_{rest}") if rest else (name, f"{name}_{size}gb"):
-        gpu = profiles.gpus.get(id_)
-        if gpu is not None and gpu.label_gb == size:
-            return id_
+def _by_memory(bare: str, short: dict[str, set[str]], profiles: Profiles) -> str | None:
+    """`a10080gb`: the type that is called like what is left without the memory, and has that much."""
+    for id_, known in short.items():
+        for size in (f"{profiles.gpus[id_].label_gb}gb", f"{profiles.gpus[id_].label_gb}g"):
+            if size in bare and bare.replace(size, "", 1) in known:
+                return id_
     return None
 
 

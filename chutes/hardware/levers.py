@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from chutes.hardware import gpu_names, tiers
-from chutes.hardware.choice import Choice, Request
+from chutes.hardware.choice import Choice, Rejected, Request
+from chutes.hardware.describing import context_wanted
 from chutes.hardware.offers import Offer
 from chutes.hardware.profiles import Profiles
 from chutes.hardware.searching import SHORTEST_CONTEXT
-from chutes.hardware.ways import Ways, context_wanted
+from chutes.hardware.ways import Ways
 from chutes.model import variants
 from chutes.model.facts import ModelFacts
 
@@ -30,6 +31,12 @@ def on_the_same(
     facts: ModelFacts, request: Request, profiles: Profiles, offer: Offer, best: Choice
 ) -> tuple[list[Choice], str]:
     """(Ways to use the very hardware that does not do, the same as a sentence of what to do)."""
+    limit, asked = facts.max_model_len, request.max_model_len
+    if limit and asked and asked > limit:
+        return [], f"--max-model-len {limit}, all that the model was made for"
+    refusal = Ways(facts, request, profiles).consider(offer)
+    if isinstance(refusal, Rejected) and refusal.kind not in ("memory", "context"):
+        return [], ""  # no byte that is saved changes what divisibility or the chip forbid
     found = _ways(facts, request, profiles, offer)
     told = [choice.notes[0] for choice in found if choice.fits_safely]
     packed = variants.narrowed(facts, "fp8")

@@ -40,7 +40,7 @@ class Offer:
     indices: tuple[int, ...] = ()
 
     def reject(
-        self, reason: str, kind: Literal["memory", "context", "layout", "bound"] = "memory"
+        self, reason: str, kind: Literal["memory", "context", "layout", "capability", "bound"] = "memory"
     ) -> Rejected:
         return Rejected(
             gpu=self.gpu, gpu_count=self.count, reason=reason, kind=kind, price_per_hour=self.hourly

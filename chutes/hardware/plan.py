@@ -16,13 +16,14 @@ from chutes.exception import ChutesError
 from chutes.hardware import cpu, engine_args, gpu_names, planner, selected
 from chutes.hardware.choice import Choice, Request
 from chutes.hardware.cpu import ENGINE_BYTES
+from chutes.hardware.describing import gib
 from chutes.hardware.devices import Gpu, Machine
 from chutes.hardware.engine_args import Fixed
 from chutes.hardware.memory import weights_per_gpu
 from chutes.hardware.offers import COUNTS, Offer, of_machine
 from chutes.hardware.profiles import Profiles
 from chutes.hardware.ranking import rank
-from chutes.hardware.ways import Ways, gib
+from chutes.hardware.ways import Ways
 from chutes.hardware.weights import Layout
 from chutes.model.facts import ModelFacts
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from chutes.exception import DoesNotFit, ModelError
 from chutes.hardware import bounds, cpu, gpu_names, levers, remarks, tiers
 from chutes.hardware.choice import Choice, ContextRoom, PlanResult, Rejected, Request
+from chutes.hardware.describing import context_wanted
 from chutes.hardware.devices import Machine
 from chutes.hardware.memory import Layout, Setting, estimate, kv_bytes_per_token
 from chutes.hardware.offers import COUNTS, Offer, of_catalogue, of_machine
@@ -17,7 +18,7 @@ from chutes.hardware.profiles import Profiles
 from chutes.hardware.ranking import rank
 from chutes.hardware.searching import best_shorter, choose, safe
 from chutes.hardware.versions import behaviour
-from chutes.hardware.ways import Ways, context_wanted
+from chutes.hardware.ways import Ways
 from chutes.model.facts import ModelFacts
 
 ALTERNATIVES = 6  # more than a person compares

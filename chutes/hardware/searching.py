@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 
 from chutes.hardware.choice import Choice, Rejected, Request
+from chutes.hardware.describing import context_wanted
 from chutes.hardware.offers import Offer
 from chutes.hardware.profiles import Profiles
-from chutes.hardware.ways import Ways, context_wanted
+from chutes.hardware.ways import Ways
 from chutes.model.facts import ModelFacts
 
 # A context is cut in steps of a quarter of a power of two down to this; below nothing useful is said.

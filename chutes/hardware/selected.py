@@ -1,4 +1,4 @@
-"""A NodeSelector held against the catalogue: is the least that it lets be chosen enough for the model? Pure."""
+"""A NodeSelector held against the catalogue: is the least that it allows enough for the model? Pure."""
 
 from __future__ import annotations
 
