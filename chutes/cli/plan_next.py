@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from chutes.cli.layout import BOLD, LABEL, WIDEST, entry, paint
 from chutes.engine import vllm
 from chutes.hardware.choice import Choice, PlanResult
+from chutes.model import catalogue
 from chutes.model.source import base_name
 
 _FILE = "my_chute.py"
@@ -21,7 +23,7 @@ def lines(found: PlanResult, best: Choice, width: int) -> list[str]:
 
 def command(found: PlanResult, best: Choice) -> str:
     """The engine's own command line, for whoever runs it by hand."""
-    model = shlex.quote(base_name(found.model))
+    model = shlex.quote(model_of(found))
     start = f"vllm serve {model}"
     if found.engine == "sglang":
         start = f"python -m sglang.launch_server --model-path {model}"
@@ -32,6 +34,15 @@ def command(found: PlanResult, best: Choice) -> str:
     return " ".join([*variables, start, *revision, *best.engine_args])
 
 
+def model_of(found: PlanResult) -> str:
+    """The model as a chute file must name it: with its organisation, a directory as a path."""
+    name = base_name(found.model)
+    if known := catalogue.canonical(name):
+        return known
+    here = not name.startswith(("/", "./", "../", "~", "file://")) and Path(name).is_dir()
+    return f"./{name}" if here else name
+
+
 def source(found: PlanResult, best: Choice, width: int) -> list[str]:
     """A chute file of this plan."""
     selector = ", ".join(f"{key}={value!r}" for key, value in best.node_selector.items())
@@ -40,7 +51,7 @@ def source(found: PlanResult, best: Choice, width: int) -> list[str]:
         "from chutes.chute import NodeSelector",
         "from chutes.chute.template import build_vllm_chute",
         "chute = build_vllm_chute(",
-        f"    username='me', model_name={base_name(found.model)!r},",
+        f"    username='you', model_name={model_of(found)!r},",
         *([f"    revision={revision!r},"] if revision else []),
         f"    node_selector=NodeSelector({selector}),",
         *_arguments(best.engine_args, width),

@@ -114,8 +114,8 @@ def _unseen(name: str, revision: str | None, error: ModelError, offline: bool) -
         name=name,
         revision=revision,
         location=base,
-        note=f"{base}: the hub cannot be reached, so the plan is made from the catalogue shipped with "
-        "chutes; a deployment asks the hub again",
+        note=f"{base if base == name else model.tee_note(base)}: the hub cannot be reached, so the plan is "
+        "made from the catalogue shipped with chutes; a deployment asks the hub again",
     )
 
 
