@@ -32,7 +32,8 @@ from chutes.hardware.profiles import Profiles
 
 GIB = 1 << 30
 MISSES = 2  # rejected ways that are shown unless --why asks for all
-REASONS = 3
+REASONS = 2
+NOTES = 2
 OTHERS = 5
 
 WITHOUT_CACHE = {"encoder": "an encoder: no cache", "none": "makes images: no cache"}
@@ -65,7 +66,7 @@ def lines(found: PlanResult, shelf: Profiles, width: int, *, why: bool = False) 
     drawn = _heading(found, width)
     if best is None:
         return [*drawn, *_tier(found, width)]
-    drawn += _choice(found, best, width)
+    drawn += _choice(found, best, width, why)
     drawn += bar(found, best, width)
     drawn += _room(found, best, width)
     drawn += _speed(found, best, width)
@@ -121,7 +122,7 @@ def _tier(found: PlanResult, width: int) -> list[str]:
     return entry("tier", text, width)
 
 
-def _choice(found: PlanResult, best: Choice, width: int) -> list[str]:
+def _choice(found: PlanResult, best: Choice, width: int, why: bool) -> list[str]:
     if best.gpu_count:
         name = f"{best.gpu_count} × {best.gpu}"
         detail = f"{best.gpu_name}, {best.per_gpu_bytes.total / GIB:.1f} GiB each"
@@ -142,7 +143,9 @@ def _choice(found: PlanResult, best: Choice, width: int) -> list[str]:
         drawn += entry("", best.reason, width)
     if found.fix:
         drawn += entry("", f"fix: {found.fix}", width, hang=2)
-    for note in best.notes:
+    # Of layouts that cannot be, only who asks why wants to know.
+    notes = [note for note in best.notes if not note.startswith("tensor parallel ")][:NOTES]
+    for note in best.notes if why else notes:
         drawn += entry("", f"! {note}", width, hang=2)
     return drawn
 

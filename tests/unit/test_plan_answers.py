@@ -177,9 +177,8 @@ def test_hardware_that_is_too_small_is_told_of_an_fp8_checkpoint() -> None:
     assert found.rejected[0].reason == best(found).reason
     derived = variants.find("zai-org/GLM-4.6-FP8")
     assert derived is not None
-    assert derived[0].loaded_bytes == pytest.approx(
-        (facts_of("zai-org/GLM-4.6").loaded_bytes or 0) / 2, rel=0.02
-    )
+    whole = facts_of("zai-org/GLM-4.6").loaded_bytes or 0
+    assert derived[0].loaded_bytes == pytest.approx(whole / 2, rel=0.02)
     assert planner.plan_catalogue("x", derived[0], Request(gpu="h100", gpu_count=8), SHELF).fix == ""
     assert variants.find("openai/gpt-oss-20b-AWQ") is None  # packed already
 
