@@ -18,6 +18,9 @@ _FILE = Path(__file__).with_name("catalogue.json")
 
 SOURCE = "catalogue"
 
+# The published platform serves some models in confidential machines under this suffix; source.base_name.
+_PLATFORM_SUFFIX = "-tee"
+
 
 def names() -> list[str]:
     """Every model of the catalogue, as `org/name`."""
@@ -26,7 +29,7 @@ def names() -> list[str]:
 
 def canonical(name: str) -> str | None:
     """The catalogue's own spelling of `name`; case does not matter, nor does a missing organisation."""
-    wanted = name.strip().lower()
+    wanted = name.strip().lower().removesuffix(_PLATFORM_SUFFIX)
     for known in _entries():
         if wanted in (known.lower(), known.lower().split("/")[1]):
             return known
@@ -34,7 +37,7 @@ def canonical(name: str) -> str | None:
 
 
 def find(name: str) -> ModelFacts | None:
-    """A model's facts; case does not matter, nor does a missing organisation."""
+    """A model's facts; case does not matter, nor does a missing organisation or the suffix `-TEE`."""
     known = canonical(name)
     if known is None:
         return None
