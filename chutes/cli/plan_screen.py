@@ -189,7 +189,11 @@ def _longest(found: PlanResult, best: Choice) -> str:
 def _speed(found: PlanResult, best: Choice, width: int) -> list[str]:
     speed = best.speed
     if speed is None:
-        return [] if best.gpu_count or not best.max_model_len else entry("estimate", UNKNOWN_CPU, width)
+        return (
+            []
+            if best.gpu_count or not best.max_model_len or not best.fits
+            else entry("estimate", UNKNOWN_CPU, width)
+        )
     if found.attention == "encoder":
         text = f"reads ~{speed.prefill_tokens_per_second:,.0f} tokens/s"
     else:
