@@ -7,9 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from chutes.hardware.terms import Asked, PerGpuBytes
+from chutes.hardware.terms import Asked, PerGpuBytes, Setting
+from chutes.hardware.weights import Layout
 
 Optimize = Literal["price", "latency", "throughput"]
+
+Refusal = Literal["memory", "context", "layout", "capability", "bound", "used"]
+"""Why hardware will not do; `used`: others have its memory."""
 
 
 class _Frozen(BaseModel):
@@ -29,7 +33,8 @@ class Request(Asked):
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
     expert_parallel: bool | None = None
-    gpu: str | None = None
+    gpu: str | tuple[str, ...] | None = None
+    """A GPU type, or several of which any will do."""
     gpu_count: int | None = None
     optimize: Optimize = "price"
     max_price: float | None = None
@@ -68,6 +73,8 @@ class Choice(_Frozen):
     gpu_name: str
     gpu_count: int
     """0 on a CPU."""
+    capability: tuple[int, int] = (0, 0)
+    """Compute capability of the GPUs."""
     gpus: list[int] = []
     """Indices of the devices here; empty for hardware of the catalogue."""
     tensor_parallel_size: int
@@ -112,7 +119,7 @@ class Rejected(_Frozen):
     gpu: str
     gpu_count: int
     reason: str
-    kind: Literal["memory", "context", "layout", "capability", "bound"] = "memory"
+    kind: Refusal = "memory"
     price_per_hour: float | None = None
 
 
@@ -153,6 +160,16 @@ class PlanResult(_Frozen):
     reasons: list[str] = []
     """Why the choice is what it is, one sentence each."""
     fits_at: list[ContextRoom] = Field(default_factory=list)
+    longest_context: int | None = None
+    """The longest context that the choice's hardware holds for sure as many times at once as was asked, with
+    the choice's batch; `estimated_max_model_len` is what it holds once by the expected figures."""
+    longest_context_expected: int | None = None
+    optimize: Optimize = "price"
+    """What the order of the alternatives comes from."""
+    fix: str = ""
+    """What to do where the choice does not fit; empty where it does."""
+    unmet: str = ""
+    """Where hardware would hold the model but none meets the bounds: which bound, and the nearest."""
 
 
 class ContextRoom(_Frozen):
@@ -164,3 +181,18 @@ class ContextRoom(_Frozen):
 
 
 PlanResult.model_rebuild()
+
+
+def layout_of(choice: Choice) -> Layout:
+    return Layout(
+        tensor_parallel=choice.tensor_parallel_size,
+        pipeline_parallel=choice.pipeline_parallel_size,
+        expert_parallel=choice.expert_parallel,
+    )
+
+
+def setting_of(choice: Choice) -> Setting:
+    """The setting that gives this choice again."""
+    names = set(Setting.model_fields) - {"kv_cache_dtype"}
+    fields = {name: getattr(choice, name) for name in names}
+    return Setting(**fields, kv_cache_dtype="fp8" if choice.kv_cache_dtype == "fp8" else "auto")

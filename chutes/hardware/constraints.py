@@ -1,6 +1,5 @@
-"""What forbids a layout before any byte is counted: divisibility, the GPU's instructions, the engine's checks.
-
-Pure.
+"""What forbids a layout before any byte is counted: divisibility, the GPU's instructions, the engine's own
+checks. Pure.
 """
 
 from __future__ import annotations
@@ -176,8 +175,8 @@ def _capability(
             )
         else:
             notes.append(
-                f"{method} is emulated: native from compute capability {native[0]}.{native[1]}, the GPU has "
-                f"{has}; weights keep their size, arithmetic is in 16 bits"
+                f"{method} is emulated: weights stay small and are unpacked to 16 bits as they are used "
+                f"(the GPU's capability is {has}); slower, not less exact"
             )
     if facts.dtype == "bfloat16" and capability < (8, 0):
         notes.append(f"bfloat16 needs compute capability 8.0, the GPU has {has}: the engine takes float16")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from chutes.exception import ModelError
 from chutes.hardware.choice import Choice, PerGpuBytes, Request
+from chutes.hardware.describing import context_wanted
 from chutes.hardware.devices import Machine
 from chutes.hardware.memory import cpu_kv_tokens
 from chutes.hardware.profiles import EngineDefaults, Profiles
 from chutes.hardware.terms import gib
 from chutes.hardware.versions import EngineBehaviour, behaviour
-from chutes.hardware.ways import context_wanted
 from chutes.model.facts import ModelFacts
 
 GIB = 1 << 30
@@ -49,6 +49,8 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Prof
     weights = weights_in_memory(facts)
     if weights is None:
         raise ModelError("The number of the model's parameters is not known.", facts.problem)
+    if facts.attention == "none":
+        return _only_weights(weights, machine)
     free = machine.memory_available
     room = free - ENGINE_BYTES - weights
     space = kv_space(room, defaults) if room > 0 else 0
@@ -62,9 +64,9 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Prof
         return cpu_kv_tokens(facts, given, BLOCK_SIZE, context, batch, DTYPE, known)
 
     holds = tokens(length, space)
-    if request.shorten and request.max_model_len is None and holds < length:
+    if space and request.shorten and request.max_model_len is None and holds < length:
         # The engine would refuse to start; a shorter context that nobody asked to be longer serves.
-        length = longest(facts, request, space, batch, known)
+        length = longest(facts, request, space, batch, known) or length
         holds = tokens(length, space)
     at_once = holds / length if length else 0.0
     needed = int(space / at_once) if at_once else 0
@@ -119,11 +121,80 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Prof
     )
 
 
+def _only_weights(weights: int, machine: Machine) -> Choice:
+    """Of a model that makes images: whether its weights lie in memory, and nothing of an engine."""
+    free = machine.memory_available
+    fits = weights + ENGINE_BYTES <= free
+    return Choice(
+        gpu="cpu",
+        gpu_name=f"{machine.cpus} CPU cores",
+        gpu_count=0,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        fits=fits,
+        fits_safely=fits,
+        reason=f"{gib(weights)} of weights in float32 of {gib(free)} free"
+        if fits
+        else too_little(weights, free, weights + ENGINE_BYTES - free),
+        price_per_hour=None,
+        gpu_memory_utilization=round(min(1.0, (weights + ENGINE_BYTES) / machine.memory_total), 4),
+        max_model_len=0,
+        max_num_seqs=1,
+        max_num_batched_tokens=0,
+        kv_cache_dtype="auto",
+        block_size=0,
+        kv_cache_tokens=0,
+        max_concurrency=0.0,
+        kv_cache_tokens_safe=0,
+        max_concurrency_safe=0.0,
+        engine_args=[],
+        per_gpu_bytes=PerGpuBytes(
+            total=machine.memory_total, usable=free, weights=weights,
+            kv_cache_expected=free - weights - ENGINE_BYTES, kv_cache_safe=free - weights - ENGINE_BYTES,
+            peak_activation=0, non_torch=ENGINE_BYTES, cuda_graph=0,
+        ),
+        kv_cache_needed_bytes_per_gpu=0,
+        estimated_max_model_len=0,
+        estimated_max_model_len_safe=0,
+    )  # fmt: skip
+
+
+def remarks(
+    facts: ModelFacts, request: Request, machine: Machine, defaults: EngineDefaults, best: Choice
+) -> list[str]:
+    """What the figures of a CPU leave out, and what decides how long its context is."""
+    if not best.fits or not best.max_model_len:
+        return []
+    said: list[str] = []
+    wanted = context_wanted(facts, request)
+    space = best.per_gpu_bytes.kv_cache_expected
+    if best.max_model_len < wanted:
+        said.append(f"the model's own {wanted:,} tokens are cut to the {best.max_model_len:,} that "
+                    f"{gib(space)} of KV cache hold")  # fmt: skip
+        left = machine.memory_available - best.per_gpu_bytes.usable
+        if left >= GIB:
+            said.append(
+                f"{gib(left)} of free memory stay unused: the cache takes at most "
+                f"{defaults.kv_cache_max_gib:g} GiB and {defaults.kv_cache_share:.0%} of what is free, which "
+                "kv_cache_max_gib and kv_cache_share in hardware_profiles.yaml change"
+            )
+    said.append("tokens per second were not estimated: the rates of this CPU are not known here")
+    return said
+
+
+def fix(facts: ModelFacts, best: Choice) -> str:
+    """What to do where the processors will not do."""
+    if best.kv_cache_tokens:
+        length = best.estimated_max_model_len
+        return f"--max-model-len {length} holds one request; or ask for fewer at once." if length else ""
+    return "Take a smaller model, free memory, or leave --here out to see which GPU it needs."
+
+
 def too_little(weights: int, free: int, missing: int) -> str:
     return (
         f"The model needs {gib(weights + ENGINE_BYTES)} of main memory in float32 "
         f"(weights {gib(weights)}, engine {gib(ENGINE_BYTES)}) and {gib(free)} are free: "
-        f"{gib(missing)} too little."
+        f"{gib(missing)} too little"
     )
 
 

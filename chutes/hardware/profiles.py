@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import re
 from pathlib import Path
 
@@ -110,40 +109,6 @@ class Profiles(_Strict):
     def price_date(self, id_: str) -> datetime.date:
         """When the price of a GPU type was true."""
         return self.gpus[id_].price_date or self.prices.date
-
-    def find_gpu(self, text: str) -> str:
-        """The id that a person means: an id, a product name or a Kubernetes label, in any case.
-
-        Raises:
-            InvalidSpec: nothing is called so; the message names the nearest.
-        """
-        wanted = _plain(text)
-        for id_, gpu in self.gpus.items():
-            if wanted in {_plain(name) for name in (id_, gpu.name, gpu.kubernetes) if name}:
-                return id_
-        by_plain = {_plain(id_): id_ for id_ in self.gpus}
-        near = difflib.get_close_matches(wanted, by_plain, n=1)
-        hint = f" Did you mean {by_plain[near[0]]!r}?" if near else ""
-        raise InvalidSpec(
-            f"There is no GPU type {text!r} in the profiles.{hint}",
-            f"Known ids: {', '.join(self.gpus)}. hardware_profiles.yaml defines them.",
-        )
-
-    def check_ids(self, ids: list[str], field: str) -> None:
-        """Raise InvalidSpec for a GPU id that is not in the file."""
-        for id_ in ids:
-            if id_.lower() not in self.gpus:
-                near = difflib.get_close_matches(id_.lower(), self.gpus, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise InvalidSpec(
-                    f"NodeSelector {field} names an unknown GPU {id_!r}.{hint}",
-                    f"Known ids: {', '.join(self.gpus)}. hardware_profiles.yaml defines them.",
-                )
-
-
-def _plain(name: str) -> str:
-    """A name without what people write differently: case, maker, blanks and dashes."""
-    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("nvidia"))
 
 
 def find(home: Path, explicit: Path | None = None) -> Path:

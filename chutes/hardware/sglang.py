@@ -73,7 +73,7 @@ def note(version: str) -> str:
         "SGLang measures nothing before it sizes its cache: activations and CUDA graphs live in what the "
         "static share leaves over, and no published measurements stand behind this estimate"
     )
-    return said if version == READ else f"{said}; the rules are those of SGLang {READ}"
+    return said if version == READ else f"{said}; SGLang {version} is counted by the rules of {READ}"
 
 
 def notes(facts: ModelFacts) -> list[str]:

@@ -55,7 +55,7 @@ class EngineBehaviour:
     one_item_tokens: Mapping[str, int] = field(default_factory=dict)
     """By architecture: tokens of the largest image or video, where it must be in one batch."""
     sparse_mla: Mapping[int, SparseMla] = field(default_factory=dict)
-    """By the major number of the compute capability: where sparse MLA has a kernel, and how it keeps 8 bits."""
+    """By major compute capability: where sparse MLA has a kernel, and how it keeps 8 bits."""
     fp8_cache_unasked: tuple[str, ...] = ()
     """Architectures whose cache is in fp8 on compute capability 10.x when no format is asked for."""
     batches: tuple[BatchClass, ...] = ()
@@ -99,8 +99,11 @@ class EngineBehaviour:
 
     def cache_dtype(self, facts: ModelFacts, asked: KvDtype, capability: tuple[int, int]) -> KvDtype:
         """What the cache is kept in on a GPU where `asked` was asked for; models/config.py of vLLM."""
-        unasked = facts.architecture in self.fp8_cache_unasked and capability[0] == 10
-        return "fp8" if asked == "fp8" or facts.kv_cache_fp8 or unasked else "auto"
+        small = asked == "fp8" or facts.kv_cache_fp8 or self.unasked_fp8(facts, capability)
+        return "fp8" if small else "auto"
+
+    def unasked_fp8(self, facts: ModelFacts, capability: tuple[int, int]) -> bool:
+        return facts.architecture in self.fp8_cache_unasked and capability[0] == 10
 
     def packs_latent(self, cache: KvDtype, capability: tuple[int, int]) -> bool:
         """Whether sparse MLA is kept in packed blobs; on a GPU that is not known as most kernels have it."""
@@ -169,6 +172,12 @@ def behaviour(engine: str, version: str, profiles: Profiles | None = None) -> En
         "cuda_graph_bytes": int(found["cuda_graph_gib"] * GIB),
         "cuda_graph_most": int(found["cuda_graph_most_gib"] * GIB),
     }
+    oldest = known.rules[0].since
+    if parse(version) < parse(oldest):
+        settled["note"] = (
+            f"{engine} {version} is older than {oldest}, the first release whose rules were read, and is "
+            "counted as that one"
+        )
     if newer:
         settled["note"] = (
             f"{engine} {version} is newer than {known.read_up_to}, the last release whose rules were read, "

@@ -22,7 +22,7 @@ class LayerAttention(BaseModel):
 
     kind: Kind
     place: int = 0
-    """Which layer of the model it is, from 0. Layers that keep nothing are not listed, and still count where a
+    """Which layer of the model it is, from 0: layers that keep nothing are not listed, and count where a
     pipeline is cut."""
     kv_heads: int = 0
     """Key-value heads; 1 for MLA, whose latent is shared by all heads; 0 for linear attention."""

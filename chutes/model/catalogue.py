@@ -18,7 +18,7 @@ _FILE = Path(__file__).with_name("catalogue.json")
 
 SOURCE = "catalogue"
 
-# The published platform serves some models in confidential machines under this suffix.
+# The published platform serves some models in confidential machines under this suffix; source.base_name.
 _PLATFORM_SUFFIX = "-tee"
 
 

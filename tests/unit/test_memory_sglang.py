@@ -160,4 +160,4 @@ def test_a_plan_parsed_back_is_the_same(name: str, dtype: str):
 
 def test_older_releases_are_counted_by_the_rules_that_were_read():
     assert behaviour("sglang", "").version == "0.5.23"
-    assert "rules are those of SGLang 0.5.23" in behaviour("sglang", "0.5.9").note
+    assert "SGLang 0.5.9 is counted by the rules of 0.5.23" in behaviour("sglang", "0.5.9").note

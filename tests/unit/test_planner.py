@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chutes.exception import DoesNotFit, InvalidSpec, ModelError
 from chutes.hardware import engine_args, planner, profiles
-from chutes.hardware.choice import Choice, PlanResult, Request
+from chutes.hardware.choice import Choice, PlanResult, Request, layout_of
 from chutes.hardware.devices import Gpu, Machine
 from chutes.hardware.memory import violations
 from chutes.hardware.offers import of_catalogue, of_machine
@@ -72,7 +72,8 @@ def test_equal_prices_are_settled_by_fewer_gpus() -> None:
 
 def test_a_published_refusal() -> None:
     """Qwen3-32B on one H100, vLLM 0.11: refused at 32,000 tokens with 4.45 GiB left, runs at 16,000."""
-    pinned = {"gpu": "h100_sxm", "gpu_count": 1, "engine_version": "0.11.0", "gpu_memory_utilization": 0.9}
+    pinned = {"gpu": "h100_sxm", "gpu_count": 1, "engine_version": "0.11.0", "gpu_memory_utilization": 0.9,
+              "max_num_seqs": 1024}  # fmt: skip
     found = plan("Qwen/Qwen3-32B", max_model_len=32_000, **pinned)
     best = found.choice
     assert best is not None
@@ -82,6 +83,10 @@ def test_a_published_refusal() -> None:
     assert found.kv_cache_needed_bytes_per_gpu is not None
     assert found.kv_cache_needed_bytes_per_gpu / GIB == pytest.approx(7.81, abs=0.01)
     assert "at most 18," in best.reason
+    # Where nothing was said of the batch, that very hardware is planned with a smaller one.
+    open_ = chosen("Qwen/Qwen3-32B", max_model_len=32_000, **{**pinned, "max_num_seqs": None})
+    assert (open_.gpu, open_.gpu_count, open_.fits_safely) == ("h100_sxm", 1, True)
+    assert open_.max_num_seqs < 1024
     # The same card does it with a smaller batch, and that is offered first.
     lever = found.alternatives[0]
     assert (lever.gpu, lever.gpu_count, lever.fits_safely) == ("h100_sxm", 1, True)
@@ -235,6 +240,9 @@ def test_plan_to_engine_arguments_and_back(name: str, request: Request) -> None:
         pipeline_parallel=fixed.pipeline_parallel or 1,
         expert_parallel=fixed.expert_parallel or False,
     )
+    if facts.attention == "none":
+        assert first.engine_args == []  # no engine for text serves it
+        return
     second = planner.plan_catalogue(name, facts, again, SHELF).choice
     assert second is not None
     told = {"notes", "reason"}  # a second run has nothing to say of the layouts that the first one tried
@@ -265,8 +273,8 @@ def test_no_layout_is_chosen_that_may_not_be(name: str, count: int, gpu: str) ->
     (offer,), _ = of_catalogue(SHELF, gpu, count)
     found = Ways(facts, Request(max_model_len=1024), SHELF).consider(offer)
     if isinstance(found, Choice):
-        layout = planner.layout_of(found)
-        assert layout.gpus == count
+        layout = layout_of(found)
+        assert layout.gpus == (1 if facts.attention == "none" else count)
         assert not violations(facts, layout, offer.capability, behaviour("vllm", "")).problems
 
 
