@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from chutes.exception import ModelError
-from chutes.model import packaged
-from chutes.model.facts import QUANTIZATION_FILE, ModelFacts, check_header
+from chutes.model import completeness, packaged
+from chutes.model.facts import QUANTIZATION_FILE, ModelFacts
 from chutes.model.packaged import Cancelled
+from chutes.model.safetensors import check_header
 
 Progress = Callable[[str, int, int], None]
 
@@ -83,32 +84,27 @@ def read_facts(repo: str, commit: str, models_dir: Path) -> ModelFacts:
         ModelError: as `resolve`, or the repository holds no readable config.json.
     """
     # The number grows with ModelFacts: what an older release kept would lack fields and look complete.
-    kept = models_dir / "facts" / f"{_flat(repo)}-{commit}.2.json"
+    kept = models_dir / "facts" / f"{_flat(repo)}-{commit}.3.json"
     with suppress(OSError, ValueError):
         return ModelFacts.model_validate_json(kept.read_text())
     with _explained(repo, commit):
-        from huggingface_hub import hf_hub_download
-
         files = [sibling.rfilename for sibling in _info(repo, commit).siblings or []]
         if "config.json" not in files:
             raise ModelError(
                 f"{repo} holds no config.json, so it is not a model that an engine can load.",
                 "Choose a repository in transformers format.",
             )
-        path = hf_hub_download(repo, "config.json", **_place(commit, models_dir))
-        try:
-            quantized = None
-            if QUANTIZATION_FILE in files:
-                beside = hf_hub_download(repo, QUANTIZATION_FILE, **_place(commit, models_dir))
-                quantized = json.loads(Path(beside).read_text())
-            facts = ModelFacts.from_config(json.loads(Path(path).read_text()), quantized)
-        except ValueError:
-            raise ModelError(
-                f"config.json of {repo} is not JSON.", "Report it to the model's owner."
-            ) from None
+        config, quantized, index = (
+            _parsed(repo, name, commit, models_dir) if name in files else None
+            for name in ("config.json", QUANTIZATION_FILE, completeness.INDEX)
+        )
+        plain = ModelFacts.from_config(config, quantized)
+        weights = weight_files(files)
+        completeness.check_files(weights, index, repo)
         with ThreadPoolExecutor(HEADER_THREADS) as pool:
-            headers = list(pool.map(lambda name: _header(repo, commit, name), weight_files(files)))
-        facts = facts.with_headers(headers)
+            headers = list(pool.map(lambda name: _header(repo, commit, name), weights))
+        facts = plain.with_headers(headers)
+        completeness.check_size(plain, facts, repo)
     with suppress(OSError):  # not kept: asked again next time
         _write(kept, facts.model_dump_json())
     return facts
@@ -223,8 +219,27 @@ def _listing(repo: str, commit: str) -> list[RepoFile]:
     ]
 
 
+def _parsed(repo: str, name: str, commit: str, models_dir: Path) -> Any:
+    from huggingface_hub import hf_hub_download
+
+    path = Path(hf_hub_download(repo, name, **_place(commit, models_dir)))
+    try:
+        return completeness.read_json(path)
+    except ValueError as error:
+        raise ModelError(
+            f"{name} of {repo} is not JSON: {error}.", "Report it to the model's owner."
+        ) from None
+
+
 def _header(repo: str, commit: str, name: str) -> dict[str, Any]:
-    parsed = _api().parse_safetensors_file_metadata(repo, name, revision=commit)
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    try:
+        parsed = _api().parse_safetensors_file_metadata(repo, name, revision=commit)
+    except (SafetensorsParsingError, RecursionError, KeyError, TypeError):
+        raise ModelError(
+            f"The header of {name} of {repo} does not describe tensors.", "Report it to the model's owner."
+        ) from None
     header = {
         tensor: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": list(info.data_offsets)}
         for tensor, info in parsed.tensors.items()

@@ -35,23 +35,27 @@ def know(name: str, revision: str | None, models_dir: Path) -> Known:
     bare = name.removeprefix(_PLATFORM)
     listed = None if _is_path(name) else catalogue.find(bare) or catalogue.find(name)
     if listed is not None and revision is None:
-        return Known(bare, listed, None, "the catalogue shipped with chutes (the hub was not asked)")
+        return _known(bare, listed, None, "the catalogue shipped with chutes (the hub was not asked)")
     from chutes.model import hub, source
 
     path = name if _is_path(name) else f"./{name}" if (Path(name) / "config.json").is_file() else None
     if path is not None:
         found = source.resolve(path, revision)
-        return Known(name, source.read_facts(found, models_dir), None, found.note)
+        return _known(name, source.read_facts(found, models_dir), None, found.note)
     try:
         found = source.resolve(bare, revision)
-        return Known(bare, source.read_facts(found, models_dir), found.revision, found.note)
+        return _known(bare, source.read_facts(found, models_dir), found.revision, found.note)
     except hub.HubUnreachable as error:
         if listed is None:
             raise ModelError(error.message, _suggest(bare)) from None
-        return Known(
+        return _known(
             bare, listed, None, f"the catalogue shipped with chutes, because the hub cannot be reached: "
             f"revision {revision} was not looked at",
         )  # fmt: skip
+
+
+def _known(name: str, facts: ModelFacts, revision: str | None, origin: str) -> Known:
+    return Known(name, facts, revision, "; ".join([origin, *facts.notes]))
 
 
 def _is_path(name: str) -> bool:
