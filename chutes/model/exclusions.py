@@ -35,20 +35,23 @@ def marked(pieces: Iterable[Piece], text: Mapping[str, Any], quantization: Quant
     experts_only |= found.get("targets") == "routed experts only"
     left_out = _matcher(found)
 
-    def quantised(piece: Piece) -> bool:
+    def plain(piece: Piece) -> bool:
         if experts_only and piece.part != "expert":
-            return False
-        return piece.quantised and not any(left_out(name) for name in piece.modules)
+            return True
+        return left_out is not None and any(left_out(name) for name in piece.modules)
 
-    return [replace(piece, quantised=quantised(piece)) for piece in pieces]
+    return [replace(piece, quantised=False) if plain(piece) else piece for piece in pieces]
 
 
-def _matcher(found: Mapping[str, Any]) -> Callable[[str], bool]:
+def _matcher(found: Mapping[str, Any]) -> Callable[[str], bool] | None:
+    """Whether a name is left out; None where nothing is listed."""
     names, patterns = set[str](), list[str]()
     listed = [str(name) for key in _LISTS for name in found.get(key) or []]
     # GPTQModel: a rule that begins with `-:` is a regular expression of what is left out.
     dynamic = found.get("dynamic")
     listed += [f"re:{rule[2:]}" for rule in dynamic or {} if rule.startswith("-:")]
+    if not listed:
+        return None
     for name in listed:
         if name.startswith("re:"):
             patterns.append(name[3:])

@@ -1,4 +1,7 @@
-"""Facts of a model that decide where it fits and how it is served: from config.json and safetensors headers."""
+"""Facts of a model that decide where it fits and how it is served.
+
+They come from config.json and from the headers of safetensors files.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +130,7 @@ class ModelFacts(BaseModel):
     unsized: str = ""
     """Why the bytes of the weights are not known, as a clause; empty when they are."""
     problem: str = ""
-    """Why the memory of this model cannot be planned; empty when it can, as far as config.json is concerned."""
+    """Why the memory of this model cannot be planned; empty when it can."""
 
     @property
     def notes(self) -> tuple[str, ...]:

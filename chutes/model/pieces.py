@@ -42,7 +42,9 @@ def norm(size: int, copies: int = 1, *, mtp: bool = False) -> Piece:
 def within(prefix: str, pieces: Iterable[Piece], *, mtp: bool = False) -> list[Piece]:
     """The pieces of one layer, their names completed with the layer's."""
     return [
-        replace(piece, modules=tuple(f"{prefix}.{name}" for name in piece.modules), mtp=mtp)
+        replace(piece, modules=tuple([f"{prefix}.{name}" for name in piece.modules]), mtp=mtp)
+        if piece.modules or piece.mtp != mtp
+        else piece
         for piece in pieces
     ]
 

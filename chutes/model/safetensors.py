@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from chutes.exception import ModelError
 
@@ -115,7 +115,7 @@ def _wrong(tensor: Any) -> str:
     return ""
 
 
-def _whole_numbers(value: Any) -> bool:
+def _whole_numbers(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(one) is int and 0 <= one < 2**63 for one in value)
 
 

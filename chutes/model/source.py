@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from chutes.exception import ModelError
 from chutes.model import completeness, hub, packaged
 from chutes.model.facts import QUANTIZATION_FILE, ModelFacts
+from chutes.model.files import weight_files
 from chutes.model.safetensors import safetensors_header
 
 Progress = Callable[[str, int, int], None]
@@ -103,7 +104,7 @@ def directory_facts(directory: Path) -> ModelFacts:
     facts = ModelFacts.from_config(
         _parsed(directory / "config.json"), _parsed(directory / QUANTIZATION_FILE, optional=True)
     )
-    names = hub.weight_files(path.name for path in directory.glob("*.safetensors"))
+    names = weight_files(path.name for path in directory.glob("*.safetensors"))
     index = _parsed(directory / completeness.INDEX, optional=True)
     completeness.check_files(names, index, str(directory))
     found = facts.with_headers(safetensors_header(directory / name) for name in names)

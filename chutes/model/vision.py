@@ -53,10 +53,11 @@ def _need(vision: Config, *names: str) -> tuple[int, ...]:
 def _size(vision: Config, name: str) -> tuple[int, int]:
     """A field that may be one number for both directions."""
     value = vision.get(name)
-    pair = value if isinstance(value, list) else [value, value]
-    if len(pair) != 2 or not all(type(one) is int and one > 0 for one in pair):
-        raise Unknown(f"vision_config needs {name}")
-    return pair[0], pair[1]
+    match value if isinstance(value, list) else [value, value]:
+        case [int() as high, int() as wide] if high > 0 and wide > 0:
+            return high, wide
+        case _:
+            raise Unknown(f"vision_config needs {name}")
 
 
 def _linear(rows: int, columns: int) -> int:
