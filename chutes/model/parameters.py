@@ -1,8 +1,8 @@
 """How many parameters a config.json means, tensor by tensor, for the layouts that are known.
 
-Counted from the models' own code; checked against published sizes in tests/unit/test_catalogue.py, and against
-what transformers builds in tests/unit/test_model_counts.py. Where
-safetensors headers can be read they are better: a checkpoint may hold what its config does not tell.
+Counted from the models' own code; checked against published sizes in tests/unit/test_catalogue.py, and
+against what transformers builds in tests/unit/test_model_counts.py. Where safetensors headers can be read
+they are better: a checkpoint may hold what its config does not tell.
 """
 
 from __future__ import annotations
