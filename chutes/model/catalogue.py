@@ -58,6 +58,7 @@ def find(name: str) -> ModelFacts | None:
             "replicated_bytes": facts.replicated_bytes or 0,
             "expert_bytes": facts.expert_bytes or 0,
             "embedding_bytes": facts.embedding_bytes or 0,
+            "unsized": "",
             "vision": facts.vision or entry.get("vision", False),
             "bytes_source": SOURCE if entry["exact"] else f"{SOURCE}, partly assumed",
         }

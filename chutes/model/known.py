@@ -38,30 +38,34 @@ def know(name: str, revision: str | None, models_dir: Path) -> Known:
     path = _path(name)
     if path is not None:
         found = source.resolve(path, revision)
-        return Known(name, source.read_facts(found, models_dir), None, found.note)
+        return _known(name, source.read_facts(found, models_dir), None, found.note)
     bare = name.removeprefix(_PLATFORM)
     base = source.base_name(bare)
     said = f"{source.tee_note(base)}; " if base != bare else ""
     listed = catalogue.find(base) or catalogue.find(name)
     if listed is not None and revision is None:
-        return Known(bare, listed, None, f"{said}the catalogue shipped with chutes (the hub was not asked)")
+        return _known(bare, listed, None, f"{said}the catalogue shipped with chutes (the hub was not asked)")
     from chutes.model import hub
 
     try:
         found = source.resolve(base, revision)
-        return Known(bare, source.read_facts(found, models_dir), found.revision, said + found.note)
+        return _known(bare, source.read_facts(found, models_dir), found.revision, said + found.note)
     except hub.HubUnreachable as error:
         without = "the hub cannot be reached"
         if listed is not None:
             told = f"{said}the catalogue shipped with chutes, because {without}: "
-            return Known(bare, listed, None, f"{told}revision {revision} was not looked at")
+            return _known(bare, listed, None, f"{told}revision {revision} was not looked at")
         if derived := variants.find(base):
             facts, model = derived
             told = f"{said}{model} in the catalogue, its weights packed by arithmetic, because {without}"
-            return Known(bare, facts, None, told)
+            return _known(bare, facts, None, told)
         raise ModelError(error.message, suggest(bare)) from None
     except source.NotAName as error:
         raise ModelError(error.message, suggest(bare) if near(bare) else error.fix) from None
+
+
+def _known(name: str, facts: ModelFacts, revision: str | None, origin: str) -> Known:
+    return Known(name, facts, revision, "; ".join([origin, *facts.notes]))
 
 
 def _path(name: str) -> str | None:

@@ -11,14 +11,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlparse
 
 from pydantic import BaseModel, ConfigDict
 
 from chutes.exception import ModelError
-from chutes.model import hub, packaged
-from chutes.model.facts import QUANTIZATION_FILE, ModelFacts, safetensors_header
+from chutes.model import completeness, hub, packaged
+from chutes.model.facts import QUANTIZATION_FILE, ModelFacts
+from chutes.model.files import weight_files
+from chutes.model.safetensors import safetensors_header
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, total) in bytes; total 0 means unknown"""
@@ -114,18 +116,29 @@ def read_facts(source: ModelSource, models_dir: Path) -> ModelFacts:
 def directory_facts(directory: Path) -> ModelFacts:
     """The facts of the model in a local directory: config.json and every safetensors header.
 
+    Without any weights file the facts are what config.json means.
+
     Raises:
-        ModelError: config.json is missing or wrong, or a weights file is damaged.
+        ModelError: config.json is missing or wrong, or weights files are damaged or missing.
     """
+    facts = ModelFacts.from_config(
+        _parsed(directory / "config.json"), _parsed(directory / QUANTIZATION_FILE, optional=True)
+    )
+    names = weight_files(path.name for path in directory.glob("*.safetensors"))
+    index = _parsed(directory / completeness.INDEX, optional=True)
+    completeness.check_files(names, index, str(directory))
+    found = facts.with_headers(safetensors_header(directory / name) for name in names)
+    completeness.check_size(facts, found, str(directory))
+    return found
+
+
+def _parsed(path: Path, *, optional: bool = False) -> Any:
+    if optional and not path.is_file():
+        return None
     try:
-        config = json.loads((directory / "config.json").read_text())
-        beside = directory / QUANTIZATION_FILE
-        quantized = json.loads(beside.read_text()) if beside.is_file() else None
+        return completeness.read_json(path)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{directory / 'config.json'} cannot be read: {error}.", _DIRECTORY_FIX) from None
-    facts = ModelFacts.from_config(config, quantized)
-    names = [path.name for path in directory.glob("*.safetensors")]
-    return facts.with_headers(safetensors_header(directory / name) for name in hub.weight_files(names))
+        raise ModelError(f"{path} cannot be read: {error}.", _DIRECTORY_FIX) from None
 
 
 def fetch(

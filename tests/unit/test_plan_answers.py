@@ -137,7 +137,12 @@ def test_an_unknown_quantisation_and_an_unknown_release_are_said() -> None:
         "intermediate_size": 3072, "vocab_size": 151_936, "max_position_embeddings": 40_960,
         "torch_dtype": "bfloat16", "quantization_config": {"quant_method": "foo9"},
     }  # fmt: skip
-    odd = planner.plan_catalogue("x", ModelFacts.from_config(config), Request(), SHELF)
+    facts = ModelFacts.from_config(config)
+    with pytest.raises(ModelError, match="'foo9' is not known"):
+        planner.plan_catalogue("x", facts, Request(), SHELF)
+    size = 2 * (facts.parameters or 0)  # as the headers of its files would tell
+    measured = facts.model_copy(update={"problem": "", "weights_bytes": size, "loaded_bytes": size})
+    odd = planner.plan_catalogue("x", measured, Request(), SHELF)
     assert any("'foo9' is not known" in note for note in best(odd).notes)
     for engine, version, word in (("vllm", "0.99.0", "newer"), ("vllm", "0.6.0", "older"),
                                   ("sglang", "0.32.0", "rules of")):  # fmt: skip
