@@ -174,17 +174,23 @@ def _on_cpu(
         chosen.fix = "Take a smaller model, free memory, or deploy on a machine with a GPU."
         return chosen
     chosen.kv_cache_bytes = cpu.kv_space(room, defaults)
+    choice = None
+    if facts is not None and not facts.problem and facts.layers_attention:
+        choice = chosen.choice = cpu.choose(facts, request, machine, profiles)
+        if choice.fits:
+            chosen.kv_cache_bytes = choice.per_gpu_bytes.kv_cache_expected
     if weights is not None:
         reasons.append(
             f"weights {gib(weights)} + engine {gib(ENGINE_BYTES)} of {gib(machine.memory_available)} "
             f"free memory; {gib(chosen.kv_cache_bytes)} for the KV cache"
         )
-    if facts is None or facts.problem or not facts.layers_attention:
+    if choice is None or facts is None:
         return chosen
-    choice = chosen.choice = cpu.choose(facts, request, machine, profiles)
     if not choice.fits:
         chosen.problem = f"{choice.reason}."
-        chosen.fix = f"Set --max-model-len {choice.estimated_max_model_len} in engine_args, or free memory."
+        longest = choice.estimated_max_model_len
+        shorter = f"Set --max-model-len {longest} in engine_args" if longest else "Take a smaller model"
+        chosen.fix = f"{shorter}, or free memory."
         return chosen
     reasons.append(f"{choice.kv_cache_tokens:,} tokens of cache: {choice.max_concurrency:.1f} requests of "
                    f"{choice.max_model_len:,} at once")  # fmt: skip
