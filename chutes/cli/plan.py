@@ -73,7 +73,7 @@ def plan(
             found = planner.plan_here(known.name, known.facts, request, devices.detect(), shelf)
         else:
             found = planner.plan_catalogue(known.name, known.facts, request, shelf)
-    except UsageError as error:  # a script asks "can this be planned?": every no is the same exit code
+    except UsageError as error:  # what cannot be planned is one exit code, whatever the reason
         raise CannotPlan(error.message, error.fix) from None
     found = found.model_copy(update={"revision": known.revision, "facts_from": known.origin})
     if as_json:

@@ -95,7 +95,7 @@ def of_machine(machine: Machine, profiles: Profiles, counts: Sequence[int] = COU
     for name, group in groupby(by_name, key=lambda gpu: gpu.name):
         # The emptiest first, so that a second chute does not land on the first one's GPU.
         same = sorted(group, key=lambda gpu: (-gpu.memory_free, gpu.index))
-        id_ = profiles.gpu_id(name)
+        id_ = profiles.gpu_id(name, min(gpu.memory_total for gpu in same))
         kind = profiles.gpus[id_] if id_ else None
         for number in sorted(
             {*(n for n in counts if n <= len(same)), *(() if len(counts) == 1 else (len(same),))}

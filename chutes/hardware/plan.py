@@ -394,7 +394,7 @@ def _refuse(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
 
     The selector's GB are the label's: NVML reports at least that many decimal GB for every card sold.
     """
-    id_ = profiles.gpu_id(gpu.name)
+    id_ = profiles.gpu_id(gpu.name, gpu.memory_total)
     if selector.include and id_ not in {name.lower() for name in selector.include}:
         return f"not among include={selector.include}"
     if selector.exclude and id_ in {name.lower() for name in selector.exclude}:

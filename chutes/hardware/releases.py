@@ -24,13 +24,25 @@ def parse(version: str) -> tuple[int, int, int]:
     return int(found[1]), int(found[2]), int(found[3] or 0)
 
 
+ENGINES = ("vllm", "sglang")
+"""Engines whose memory rule and arguments are known here."""
+
 SparseMla = Literal["packed", "plain", "always"]
 """How kernels for sparse MLA keep an 8-bit cache: in blobs of 656 bytes a token (`packed`), as 8-bit numbers
 (`plain`), or in those blobs even when no 8-bit cache was asked for (`always`)."""
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def checked_version(text: str) -> str:
+    """The same, for a field of the profiles: pydantic tells where a ValueError came from."""
+    try:
+        parse(text)
+    except InvalidSpec as error:
+        raise ValueError(error.message) from None
+    return text
 
 
 class BatchClass(_Strict):
@@ -83,11 +95,7 @@ class Rules(_Strict):
     @field_validator("since")
     @classmethod
     def _version(cls, text: str) -> str:
-        try:
-            parse(text)
-        except InvalidSpec as error:
-            raise ValueError(str(error)) from None
-        return text
+        return checked_version(text)
 
 
 class Releases(_Strict):
@@ -95,7 +103,13 @@ class Releases(_Strict):
 
     read_up_to: str
     """The newest release whose source was read: what an empty version means."""
+
     rules: list[Rules] = Field(min_length=1)
+
+    @field_validator("read_up_to")
+    @classmethod
+    def _version(cls, text: str) -> str:
+        return checked_version(text)
 
     @model_validator(mode="after")
     def _ordered_and_complete(self) -> Releases:

@@ -8,6 +8,8 @@ from chutes.hardware.profiles import Profiles
 from chutes.hardware.versions import behaviour
 from chutes.model.facts import ModelFacts
 
+PUBLISHED_MOST_GPUS = 8  # gpu_count of the published NodeSelector
+
 
 def on(facts: ModelFacts, request: Request, profiles: Profiles, best: Choice, version: str) -> list[str]:
     if facts.attention == "none":
@@ -21,6 +23,8 @@ def on(facts: ModelFacts, request: Request, profiles: Profiles, best: Choice, ve
     if request.max_model_len is None and best.max_model_len == facts.max_model_len:
         said += _own_context(request, best)
     said += _batch(request, best, version, profiles)
+    if best.gpu_count > PUBLISHED_MOST_GPUS:
+        said.append(f"the published platform rents up to {PUBLISHED_MOST_GPUS} GPUs to an instance")
     if sibling := gpu_names.sibling(best.gpu, profiles):
         said.append(sibling)
     if note := behaviour(request.engine, version, profiles).note:

@@ -44,7 +44,12 @@ def know(name: str, revision: str | None, models_dir: Path) -> Known:
     said = f"{source.tee_note(base)}; " if base != bare else ""
     listed = catalogue.find(base) or catalogue.find(name)
     if listed is not None and revision is None:
-        return _known(bare, listed, None, f"{said}the catalogue shipped with chutes (the hub was not asked)")
+        return _known(
+            catalogue.canonical(base) or bare,
+            listed,
+            None,
+            f"{said}the catalogue shipped with chutes (the hub was not asked)",
+        )
     from chutes.model import hub
 
     try:
