@@ -56,6 +56,7 @@ def estimate(
     *,
     gpu_name: str = "",
     capability: tuple[int, int] = (0, 0),
+    longest: bool = True,
 ) -> Estimate:
     """Where each GPU's memory goes.
 
@@ -63,6 +64,7 @@ def estimate(
         gpu_total_bytes: as CUDA reports it (not the label, not nvidia-smi).
         gpu_name: the product name: releases choose their default batch by it.
         capability: compute capability, by which kernels and the cache's format are chosen; (0, 0): not known.
+        longest: whether the longest contexts are looked for, which takes most of the time; 0 where not.
 
     Raises:
         ModelError: the facts do not say enough; the message is `facts.problem` or names what is missing.
@@ -111,7 +113,9 @@ def estimate(
     # Subtracted, more of them comes out of the reserve; else out of what the budget leaves over.
     most = 0 if setting.enforce_eager or behaviour.cuda_graphs_subtracted else behaviour.cuda_graph_most
     fits_expected = left >= needed and left >= 0
-    longest = _shortest_of(ranks, 0, demand, max(setting.max_model_len, facts.max_model_len or 0))
+    least, least_safe = _least(ranks, 0), _least(ranks, RESERVE)
+    limit = max(setting.max_model_len, facts.max_model_len or 0) if longest else 0
+    most_tokens = _shortest_of(ranks, 0, demand, limit)
     return Estimate(
         total=gpu_total_bytes,
         usable=usable,
@@ -123,12 +127,12 @@ def estimate(
         cuda_graph=graphs,
         cuda_graph_subtracted=behaviour.cuda_graphs_subtracted,
         kv_cache_needed=needed,
-        kv_cache_tokens=_least(ranks, 0).tokens(demand, behaviour.token_count),
-        max_concurrency=_least(ranks, 0).concurrency(demand, sequences),
-        kv_cache_tokens_safe=_least(ranks, RESERVE).tokens(demand, behaviour.token_count),
-        max_concurrency_safe=_least(ranks, RESERVE).concurrency(demand, sequences),
-        estimated_max_model_len=longest,
-        estimated_max_model_len_safe=_shortest_of(ranks, RESERVE, demand, longest),
+        kv_cache_tokens=least.tokens(demand, behaviour.token_count),
+        max_concurrency=least.concurrency(demand, sequences),
+        kv_cache_tokens_safe=least_safe.tokens(demand, behaviour.token_count),
+        max_concurrency_safe=least_safe.concurrency(demand, sequences),
+        estimated_max_model_len=most_tokens,
+        estimated_max_model_len_safe=_shortest_of(ranks, RESERVE, demand, most_tokens),
         fits=safe >= needed and safe >= 0 and most <= spare,
         fits_expected=fits_expected,
         reason=why(usable, weights, left, needed, setting.max_model_len, most if most > spare else 0),
@@ -285,8 +289,8 @@ class _Rank:
 def _least(ranks: Sequence[_Rank], reserve: int) -> _Rank:
     """The rank with the fewest blocks: all have as many as it (kv_cache_utils.py `get_kv_cache_configs`)."""
     holding = [rank for rank in ranks if rank.pool.block_bytes] or ranks
-    less = [replace(rank, left=rank.left - reserve) for rank in holding]
-    return min(less, key=lambda rank: (rank.pool.blocks(rank.left), rank.left))
+    found = min(holding, key=lambda rank: (rank.pool.blocks(rank.left - reserve), rank.left))
+    return replace(found, left=found.left - reserve)
 
 
 def _shortest_of(ranks: list[_Rank], reserve: int, demand: Demand, limit: int) -> int:

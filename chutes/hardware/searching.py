@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from functools import cache
 from itertools import groupby
 
 from chutes.hardware.choice import Choice, Rejected, Request
@@ -35,15 +37,19 @@ def best_shorter(
     facts: ModelFacts, request: Request, profiles: Profiles, offers: list[Offer]
 ) -> tuple[int, list[Choice]]:
     """The longest context below the model's own with which something fits safely, else at all."""
-    tight: tuple[int, list[Choice]] = (0, [])
-    for length in shorter(context_wanted(facts, request)):
+    lengths = shorter(context_wanted(facts, request))
+
+    @cache
+    def at(length: int) -> list[Choice]:
         cut = request.model_copy(update={"max_model_len": length})
-        choices, _ = choose(Ways(facts, cut, profiles), offers)
-        if safe(choices):
-            return length, choices
-        if choices and not tight[1]:
-            tight = (length, choices)
-    return tight
+        return choose(Ways(facts, cut, profiles), offers)[0]
+
+    # What holds a context holds every shorter one: the lengths fall, so the answer turns to yes once.
+    for does in (safe, bool):
+        found = bisect_left(lengths, True, key=lambda length: does(at(length)))
+        if found < len(lengths):
+            return lengths[found], at(lengths[found])
+    return 0, []
 
 
 def safe(choices: list[Choice]) -> bool:

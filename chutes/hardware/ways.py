@@ -111,7 +111,8 @@ class Ways:
                 asked["max_num_seqs"] = request.concurrency
         return Setting(max_model_len=context_wanted(self.facts, request), **asked)
 
-    def estimate(self, offer: Offer, layout: Layout, setting: Setting) -> Estimate:
+    def estimate(self, offer: Offer, layout: Layout, setting: Setting, *, longest: bool = False) -> Estimate:
+        """Without the longest contexts unless asked: hundreds of estimates are made for one choice."""
         memory, batch = offer.memory, None
         if self.request.engine == "sglang":  # its share is one of what is free when it starts
             memory = offer.memory if offer.free is None else offer.free
@@ -120,10 +121,17 @@ class Ways:
         # Of a GPU a release looks at its memory, for the default batch its name, and for sparse attention at
         # what it can.
         chip = offer.capability if self.sparse else (0, 0)
-        key = (memory, batch, chip, layout, setting)
+        key = (memory, batch, chip, layout, setting, longest)
         if key not in self._estimates:
             self._estimates[key] = estimate(
-                self.facts, layout, setting, memory, self.behaviour, gpu_name=offer.name, capability=chip
+                self.facts,
+                layout,
+                setting,
+                memory,
+                self.behaviour,
+                gpu_name=offer.name,
+                capability=chip,
+                longest=longest,
             )
         return self._estimates[key]
 
@@ -150,7 +158,7 @@ class Ways:
             return used
         refused: list[str] = []
         tight: Choice | None = None
-        closest: tuple[Layout, Estimate] | None = None
+        closest: tuple[Layout, Setting, Estimate] | None = None
         lightest: tuple[int, Layout] | None = None
         share = setting.gpu_memory_utilization
         usable = offer.memory * (1.0 if share is None else share)
@@ -166,15 +174,14 @@ class Ways:
             variants = self._variants(setting, self.estimate(offer, layout, setting).max_num_seqs)
             frugal = self.estimate(offer, layout, variants[-1])
             if not self.expected(frugal):
-                if closest is None or frugal.kv_cache_expected > closest[1].kv_cache_expected:
-                    closest = (layout, frugal)
+                if closest is None or frugal.kv_cache_expected > closest[2].kv_cache_expected:
+                    closest = (layout, variants[-1], frugal)
                 continue
             for variant in variants:
-                found = self.estimate(offer, layout, variant)
-                if self.safe(found):
-                    choice = self.choice(offer, layout, variant, found, [*cut.notes, *refused])
+                if self.safe(self.estimate(offer, layout, variant)):
+                    choice = self.choice(offer, layout, variant, [*cut.notes, *refused])
                     return self._too_slow(offer, choice) or choice
-            tight = tight or self.choice(offer, layout, variants[-1], frugal, [*cut.notes, *refused])
+            tight = tight or self.choice(offer, layout, variants[-1], [*cut.notes, *refused])
         if tight is not None:
             return self._too_slow(offer, tight) or tight
         if closest is None and lightest is not None:
@@ -186,7 +193,8 @@ class Ways:
         if closest is None:
             reason = "; ".join(dict.fromkeys(refused)) or "no layout was left to try"
             return offer.reject(reason, kind="layout")
-        layout, found = closest
+        layout, setting, _ = closest
+        found = self.estimate(offer, layout, setting, longest=True)
         return offer.reject(
             shortage(self.facts, self.request, layout, found),
             kind="memory" if found.estimated_max_model_len <= 0 else "context",
@@ -215,7 +223,8 @@ class Ways:
             for layout in allowed
             for frugal in self._variants(setting, self.estimate(offer, layout, setting).max_num_seqs)[-1:]
         ]
-        nearest = self.choice(offer, *max(tried, key=lambda one: one[2].kv_cache_expected))
+        layout, setting, _ = max(tried, key=lambda one: one[2].kv_cache_expected)
+        nearest = self.choice(offer, layout, setting)
         # Of weights that are too large the rejection knows no more; the figures say how much all of it lacks.
         if found.kind == "layout":  # figures of something that cannot be
             nearest = nearest.model_copy(
@@ -259,9 +268,8 @@ class Ways:
             "The number of GPUs must be their product, or a multiple of the one that is given.",
         )
 
-    def choice(
-        self, offer: Offer, layout: Layout, setting: Setting, found: Estimate, notes: Sequence[str] = ()
-    ) -> Choice:
+    def choice(self, offer: Offer, layout: Layout, setting: Setting, notes: Sequence[str] = ()) -> Choice:
+        found = self.estimate(offer, layout, setting, longest=True)
         # What the release would decide is written out: the engine is told what was counted.
         settled = setting.model_copy(
             update={

@@ -50,6 +50,10 @@ class LayerAttention(BaseModel):
     """Linear attention: states kept beside the running one while a prefill may be cached, one more than for
     any such layer (Mamba-2, vLLM mamba_mixer2.py; KDA on GPUs with its own kernel, kda.py)."""
 
+    def __hash__(self) -> int:
+        # A plan looks up what was worked out for these layers thousands of times: all fields take too long.
+        return hash((self.kind, self.place))
+
 
 class Unknown(Exception):
     """This config.json does not say how its layers keep the past, or says it in a way not known here."""
