@@ -171,7 +171,7 @@ class Ways:
                 lightest = min(lightest or (weights, layout), (weights, layout), key=lambda one: one[0])
                 continue
             # The most frugal first: where that does not fit nothing does, and most offers end here.
-            variants = self._variants(setting, self.estimate(offer, layout, setting).max_num_seqs)
+            variants = self._variants(offer, layout, setting)
             frugal = self.estimate(offer, layout, variants[-1])
             if not self.expected(frugal):
                 if closest is None or frugal.kv_cache_expected > closest[2].kv_cache_expected:
@@ -221,7 +221,7 @@ class Ways:
         tried = [
             (layout, frugal, self.estimate(offer, layout, frugal))
             for layout in allowed
-            for frugal in self._variants(setting, self.estimate(offer, layout, setting).max_num_seqs)[-1:]
+            for frugal in self._variants(offer, layout, setting)[-1:]
         ]
         layout, setting, _ = max(tried, key=lambda one: one[2].kv_cache_expected)
         nearest = self.choice(offer, layout, setting)
@@ -320,11 +320,15 @@ class Ways:
             speed=speed_of(self.facts, offer, layout, setting, found) if fits else None,
         )
 
-    def _variants(self, setting: Setting, default_seqs: int) -> list[Setting]:
+    def _variants(self, offer: Offer, layout: Layout, setting: Setting) -> list[Setting]:
         """The setting and, where the batch was left open, smaller ones: largest first."""
         found = [setting]
         if setting.max_num_seqs is not None:
             return found
+        if self.request.engine == "sglang":
+            default_seqs = self.estimate(offer, layout, setting).max_num_seqs
+        else:
+            default_seqs = self.behaviour.batch(self.facts, setting, offer.memory, offer.name)[1]
         wanted, given = self.request.concurrency, setting.max_num_batched_tokens
         enough = [one for one in SMALLER_BATCHES if one[0] >= wanted] or [(wanted, None)]
         for seqs, tokens in enough:
