@@ -181,7 +181,9 @@ class Ways:
                 if self.safe(self.estimate(offer, layout, variant)):
                     choice = self.choice(offer, layout, variant, [*cut.notes, *refused])
                     return self._too_slow(offer, choice) or choice
-            tight = tight or self.choice(offer, layout, variants[-1], [*cut.notes, *refused])
+            tight = tight or self.choice(
+                offer, layout, self._roomiest(offer, layout, variants), [*cut.notes, *refused]
+            )
         if tight is not None:
             return self._too_slow(offer, tight) or tight
         if closest is None and lightest is not None:
@@ -221,7 +223,7 @@ class Ways:
         tried = [
             (layout, frugal, self.estimate(offer, layout, frugal))
             for layout in allowed
-            for frugal in self._variants(offer, layout, setting)[-1:]
+            for frugal in [self._roomiest(offer, layout, self._variants(offer, layout, setting))]
         ]
         layout, setting, _ = max(tried, key=lambda one: one[2].kv_cache_expected)
         nearest = self.choice(offer, layout, setting)
@@ -336,6 +338,15 @@ class Ways:
                 update = {"max_num_seqs": seqs, "max_num_batched_tokens": tokens if given is None else given}
                 found.append(setting.model_copy(update=update))
         return found
+
+    def _roomiest(self, offer: Offer, layout: Layout, variants: Sequence[Setting]) -> Setting:
+        """The variant that leaves most; of those that leave as much the one that runs most at once."""
+
+        def spare(setting: Setting) -> int:
+            found = self.estimate(offer, layout, setting)
+            return found.kv_cache_expected - found.kv_cache_needed * self.request.concurrency
+
+        return max(variants, key=spare)
 
     def _too_long(self, offer: Offer) -> Rejected | None:
         limit, length = self.facts.max_model_len, self.request.max_model_len
