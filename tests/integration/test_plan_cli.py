@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,17 @@ def test_an_ascii_terminal_is_written_to() -> None:
 
 
 def test_a_catalogue_model_is_planned_within_a_second() -> None:
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     taken = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = spent()
         assert chutes("openai/gpt-oss-120b").returncode == 0
-        taken.append(time.perf_counter() - began)
-    # 0.5 s here when idle. The best of three: other tests share the cores.
-    assert min(taken) < 1.5
+        taken.append(spent() - began)
+    # Of the processor, which is all that it waits for: 0.5 s here, whatever else runs beside it.
+    assert min(taken) < 1
 
 
 def test_here() -> None:
