@@ -134,10 +134,9 @@ token. `batch` is max_num_batched_tokens: it decides what windows and chunks hol
 The number is the engine's: concurrency × length, rounded down. Of a model with windows, chunks or linear
 layers it is not a capacity that a few long requests or many short ones could share at will.
 """
-    for one in failed:
-        text += (
-            f"\n{one.case.about}: the size was planned and logged; the start then ended with `{one.error}`\n"
-        )
+    for error in dict.fromkeys(one.error for one in failed):
+        names = ", ".join(f"`{one.case.name}`" for one in failed if one.error == error)
+        text += f"\nOf {names} the size was planned and logged; the start then ended with `{error}`\n"
     return text
 
 

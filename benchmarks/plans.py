@@ -54,7 +54,7 @@ def row(name: str, length: int, found: PlanResult) -> tuple[str, ...]:
     )  # fmt: skip
     return (
         name,
-        f"{length:,}",
+        f"{length:,}" if length else "",  # a model that makes images has no context
         best.label if best.fits else f"none; {best.label} is the nearest",
         layout(best),
         f"{best.price_per_hour:.2f}" if best.price_per_hour is not None else "",
@@ -71,6 +71,8 @@ def verdict(tier: TierView) -> str:
 
 
 def layout(best: Choice) -> str:
+    if not best.max_model_len:
+        return ""
     words = f"TP{best.tensor_parallel_size}"
     if best.pipeline_parallel_size > 1:
         words += f" PP{best.pipeline_parallel_size}"

@@ -143,7 +143,9 @@ def _nearby(directory: Path, name: str) -> str:
         hint = f" Did you mean {near[0]}?" if near else ""
         return f"There is no directory {directory} either.{hint}"
     files = sorted(p.name for p in directory.glob("*.py") if p.name != "__init__.py")
-    near = difflib.get_close_matches(name, files, n=3, cutoff=0.5)
+    # By their stems: all of them end alike, which would make short names look near.
+    stems = {file.removesuffix(".py"): file for file in files}
+    near = [stems[one] for one in difflib.get_close_matches(name.removesuffix(".py"), stems, n=3, cutoff=0.6)]
     if near:
         return f"Did you mean {' or '.join(near)}?"
     if not files:

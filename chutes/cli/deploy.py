@@ -22,8 +22,12 @@ from chutes.exception import ChutesError, EngineFailed
 
 POLL_SECONDS = 0.25
 
+KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 
-def deploy(ref: str, *, yes: bool, wait: bool, as_json: bool, dry_run: bool, strict: bool) -> None:
+
+def deploy(
+    ref: str, *, yes: bool, wait: bool, as_json: bool, dry_run: bool, strict: bool, check: bool = False
+) -> None:
     config = settings.load()
     loaded = load(ref)
     spec = loaded.chute.to_spec(ref=loaded.ref, code=loaded.code)
@@ -31,9 +35,11 @@ def deploy(ref: str, *, yes: bool, wait: bool, as_json: bool, dry_run: bool, str
         require_revision(spec)
     if dry_run:
         # On this machine and without a platform: a dry run starts nothing, not even that.
-        worked_out = draft(spec, config)
+        worked_out = draft(spec, config, offline=True)
         asyncio.run(check_arguments(worked_out, config))
         _show(DeployView(draft=worked_out), as_json)
+        if check and not worked_out.plan.fits:
+            raise SystemExit(output.DOES_NOT_FIT)
         return
     platform = client.connect_or_start(config)
     if spec.engine is not None and spec.engine.args:
@@ -122,12 +128,31 @@ def _show(view: DeployView, as_json: bool) -> None:
         output.document(_document(view))
     else:
         _describe(view.draft, output.say)
-        output.say("  would run   " + " ".join(map(shlex.quote, _command(view.draft))))
+        if view.draft.plan.fits:
+            for line in _folded("  would run   ", _command(view.draft)):
+                output.say(line)
 
 
 def _document(view: DeployView) -> dict[str, Any]:
     """For a script: everything but the chute file's text and the cords' schemas, which it has already."""
-    return view.model_dump(mode="json", exclude={"draft": {"spec": {"code", "cords"}}})
+    # Of thirty layers the same is said thirty times: `attention` and `layers` say it once.
+    hidden = {"spec": {"code", "cords"}, "facts": {"layers_attention"}}
+    return view.model_dump(mode="json", exclude={"draft": hidden})
+
+
+def _folded(head: str, words: list[str]) -> list[str]:
+    """A command over several lines that can be pasted as they are."""
+    width = shutil.get_terminal_size((100, 24)).columns - 2
+    lines: list[str] = []
+    line = head
+    for word in words:
+        text = shlex.quote(word)
+        if len(line) + 1 + len(text) > width and line.strip():
+            lines.append(f"{line} \\")
+            line = " " * len(head) + text
+        else:
+            line = f"{line}{'' if line == head else ' '}{text}"
+    return [*lines, line]
 
 
 def _describe(worked_out: Draft, tell: Callable[[str], None] = output.note) -> None:
@@ -167,7 +192,8 @@ def _command(worked_out: Draft) -> list[str]:
 
     spec, chosen = worked_out.spec, worked_out.plan
     args = [*chosen.engine_args, *(spec.engine.args if spec.engine else [])]
-    return vllm.command(
+    space = vllm.variables(chosen.accelerator, "", chosen.kv_cache_bytes, args).get(KV_SPACE)
+    return [f"{KV_SPACE}={space}"] * bool(space) + vllm.command(
         Path("python"),
         Path(f"<{worked_out.source.location}>"),
         [spec.name, spec.uid],

@@ -50,7 +50,7 @@ def examine() -> dict[str, Any]:
             {
                 "index": gpu.index,
                 "name": gpu.name,
-                "id": shelf.gpu_id(gpu.name),
+                "id": shelf.gpu_id(gpu.name, gpu.memory_total),
                 "memory_bytes": {"total": gpu.memory_total, "free": gpu.memory_free},
                 "capability": ".".join(map(str, gpu.capability)),
             }

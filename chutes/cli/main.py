@@ -61,6 +61,9 @@ def deploy(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Return when it is ready.")] = True,
     json: Json = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, start nothing.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="With --dry-run: exit with 3 when it does not fit here.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Demand a revision, as chutes.ai does.")] = False,
     public: Annotated[bool, typer.Option("--public", hidden=True)] = False,
     accept_fee: Annotated[bool, typer.Option("--accept-fee", hidden=True)] = False,
@@ -70,7 +73,7 @@ def deploy(
 
     # Published flags that mean nothing on one's own machines are taken, so that scripts go on working.
     del public, accept_fee
-    command.deploy(ref, yes=yes, wait=wait, as_json=json, dry_run=dry_run, strict=strict)
+    command.deploy(ref, yes=yes, wait=wait, as_json=json, dry_run=dry_run, strict=strict, check=check)
 
 
 @app.command()
@@ -128,11 +131,17 @@ def plan(
         str | None, typer.Argument(help="Hub id, directory with a config.json, or a catalogue name.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="A commit or branch: asks the hub.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Tokens; default: the model's own.")] = None,
+    max_model_len: Annotated[
+        str | None,
+        typer.Option(help="Tokens, also as 32k (32,000) or 32K (32,768); default: the model's own."),
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(help="Requests of that length to hold at once; default 1.")
     ] = None,
-    gpu: Annotated[str | None, typer.Option(help="A GPU type: its short id or product name.")] = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(help="A GPU type: its short id or product name. Repeatable: those you have."),
+    ] = None,
     gpu_count: Annotated[int | None, typer.Option(help="With --gpu: exactly this hardware.")] = None,
     kv_cache_dtype: Annotated[str, typer.Option(help="auto or fp8.")] = "auto",
     engine: Annotated[str, typer.Option(help="vllm or sglang.")] = "vllm",
@@ -149,6 +158,8 @@ def plan(
     ] = "price",
     max_price: Annotated[float | None, typer.Option(help="Dollars an hour, all GPUs.")] = None,
     max_tpot: Annotated[float | None, typer.Option(help="Milliseconds per token, estimated.")] = None,
+    why: Annotated[bool, typer.Option("--why", help="All reasons, and all that was rejected.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 3 when it does not fit.")] = False,
     here: Annotated[bool, typer.Option("--here", help="Only what is in this machine, as used now.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Size tiers beside the arithmetic.")] = False,
     json: Json = False,
@@ -159,7 +170,7 @@ def plan(
     asked = command.Asked(
         max_model_len=max_model_len,
         concurrency=concurrency,
-        gpu=gpu,
+        gpu=tuple(gpu or ()),
         gpu_count=gpu_count,
         kv_cache_dtype=kv_cache_dtype,
         engine=engine,
@@ -173,7 +184,7 @@ def plan(
         max_price=max_price,
         max_tpot=max_tpot,
     )
-    command.plan(model, revision, asked, here=here, compare=compare, as_json=json)
+    command.plan(model, revision, asked, here=here, compare=compare, as_json=json, why=why, check=check)
 
 
 @app.command()
@@ -334,13 +345,15 @@ def _options(
 
 
 def main() -> None:
-    """Run the program: exit code 0 done, 1 failed, 2 wrong usage, 130 interrupted (which typer sees to)."""
+    """Run the program: exit code 0 done, 1 failed, 2 wrong usage, 3 does not fit (where --check asks for
+    it), 130 interrupted (which typer sees to)."""
     from chutes.cli import output
 
+    output.tame_streams()
     try:
         app()
     except ChutesError as error:
-        output.failure(error)
+        output.failure(error, as_json="--json" in sys.argv[1:])
         sys.exit(error.exit_code)
     except BrokenPipeError:  # `chutes logs | head`
         sys.stderr.close()

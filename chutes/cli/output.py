@@ -6,6 +6,7 @@ Answers go to standard output, everything else (progress, notes, errors) to stan
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -13,6 +14,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from chutes.exception import ChutesError
+
+DOES_NOT_FIT = 3
+"""Exit code of `--check` when the answer is no: neither a failure nor a wrong question."""
 
 BAR_CELLS = 20
 REPEAT_SECONDS = 10.0  # a piped progress line is said again after this long, so that a log shows life
@@ -23,25 +27,58 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and sys.stdin.isatty()
 
 
+def tame_streams() -> None:
+    """What a terminal's encoding lacks is written as `?` by whoever does not come through `say`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def say(text: str = "") -> None:
     """An answer, on standard output."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(writable(text, sys.stdout.encoding) + "\n")
     sys.stdout.flush()
 
 
 def note(text: str = "") -> None:
     """A remark, on standard error."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(writable(text, sys.stderr.encoding) + "\n")
     sys.stderr.flush()
+
+
+# What stands in where an encoding has no such character: a bar must still be a bar.
+_PLAIN = str.maketrans(
+    {
+        **{"×": "x", "·": ".", "…": "...", "✓": "ok", "≠": "!", "—": "-", "–": "-", "→": "->"},
+        **{"█": "#", "▓": "=", "▒": "~", "░": ":", "▞": "%", "━": "=", "╌": "-", "’": "'"},
+    }
+)
+
+
+def writable(text: str, encoding: str | None) -> str:
+    """`text` as a stream of this encoding can take it."""
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return text.translate(_PLAIN).encode(encoding or "ascii", "replace").decode(encoding or "ascii")
+    except LookupError:
+        return text.translate(_PLAIN)
+    return text
 
 
 def document(value: Any) -> None:
     """An answer for a script."""
-    say(json.dumps(value, indent=2, ensure_ascii=False))
+    # Escapes where the encoding is not UTF-8: a script gets every character back from them.
+    plain = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+    say(json.dumps(value, indent=2, ensure_ascii=plain))
 
 
-def failure(error: ChutesError) -> None:
-    """An error and its fix."""
+def failure(error: ChutesError, *, as_json: bool = False) -> None:
+    """An error and its fix; for a script as one object."""
+    if as_json:
+        said = {"error": error.message, "fix": error.fix, "exit_code": error.exit_code}
+        note(json.dumps(said, ensure_ascii=True))
+        return
     prefix = "\x1b[1;31merror:\x1b[0m" if sys.stderr.isatty() else "error:"
     note(f"{prefix} {error.message}")
     if error.fix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,9 @@ MOST_GPUS = 128  # as NodeSelector
 class Asked:
     """The options of the command, as they were typed."""
 
-    max_model_len: int | None = None
+    max_model_len: str | None = None
     concurrency: int | None = None
-    gpu: str | None = None
+    gpu: tuple[str, ...] = ()
     gpu_count: int | None = None
     kv_cache_dtype: str = "auto"
     engine: str = "vllm"
@@ -39,14 +40,22 @@ class Asked:
 
 
 def plan(
-    model: str | None, revision: str | None, asked: Asked, *, here: bool, compare: bool, as_json: bool
+    model: str | None,
+    revision: str | None,
+    asked: Asked,
+    *,
+    here: bool,
+    compare: bool,
+    as_json: bool,
+    why: bool = False,
+    check: bool = False,
 ) -> None:
     config = settings.load()
     try:
         shelf = shelves.load(shelves.find(config.home, config.profiles))
         request = request_of(asked, shelf)
         if compare:
-            _compare(request, shelf, as_json)
+            _compare(model, request, shelf, as_json)
             return
         if not model:
             raise CannotPlan(
@@ -64,15 +73,17 @@ def plan(
             found = planner.plan_here(known.name, known.facts, request, devices.detect(), shelf)
         else:
             found = planner.plan_catalogue(known.name, known.facts, request, shelf)
-    except UsageError as error:  # a script asks "can this be planned?": every no is the same exit code
+    except UsageError as error:  # what cannot be planned is one exit code, whatever the reason
         raise CannotPlan(error.message, error.fix) from None
     found = found.model_copy(update={"revision": known.revision, "facts_from": known.origin})
     if as_json:
         output.document(found.model_dump(mode="json"))
-        return
-    from chutes.cli import plan_screen
+    else:
+        from chutes.cli import plan_screen
 
-    plan_screen.show(found, shelf)
+        plan_screen.show(found, shelf, why=why)
+    if check and (found.choice is None or not found.choice.fits):
+        raise SystemExit(output.DOES_NOT_FIT)
 
 
 def request_of(asked: Asked, shelf: shelves.Profiles) -> Any:
@@ -83,7 +94,8 @@ def request_of(asked: Asked, shelf: shelves.Profiles) -> Any:
     """
     from chutes.hardware.choice import Request
 
-    _within("--max-model-len", asked.max_model_len, 1, MOST_TOKENS)
+    length = _tokens(asked.max_model_len)
+    _within("--max-model-len", length, 1, MOST_TOKENS)
     _within("--concurrency", asked.concurrency, 1, MOST_REQUESTS)
     _within("--max-num-seqs", asked.max_num_seqs, 1, MOST_REQUESTS)
     _within("--max-num-batched-tokens", asked.max_num_batched_tokens, 1, MOST_TOKENS)
@@ -101,16 +113,15 @@ def request_of(asked: Asked, shelf: shelves.Profiles) -> Any:
     return Request(
         engine=asked.engine,
         engine_version=asked.engine_version,
-        max_model_len=asked.max_model_len,
+        max_model_len=length,
         concurrency=asked.concurrency or 1,
-        # No more slots than requests that are wanted: the sampler's room for the others would be wasted.
-        max_num_seqs=asked.max_num_seqs or asked.concurrency,
+        max_num_seqs=asked.max_num_seqs,
         max_num_batched_tokens=asked.max_num_batched_tokens,
         kv_cache_dtype="fp8" if asked.kv_cache_dtype == "fp8" else "auto",
         gpu_memory_utilization=asked.gpu_memory_utilization,
         tensor_parallel=asked.tensor_parallel_size,
         pipeline_parallel=asked.pipeline_parallel_size,
-        gpu=asked.gpu,
+        gpu=asked.gpu[0] if len(asked.gpu) == 1 else asked.gpu or None,
         gpu_count=asked.gpu_count,
         optimize=asked.optimize,  # pyright: ignore[reportArgumentType]  (checked above)
         max_price=asked.max_price,
@@ -118,16 +129,30 @@ def request_of(asked: Asked, shelf: shelves.Profiles) -> Any:
     )
 
 
-def _compare(request: Any, shelf: shelves.Profiles, as_json: bool) -> None:
+def _tokens(text: str | None) -> int | None:
+    """A number of tokens as vLLM reads it: 32k is 32,000 and 32K 32,768.
+
+    Raises:
+        CannotPlan: it is no number.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(-?\d+)([kKmM]?)", text.strip().replace(",", "").replace("_", ""))
+    if found is None:
+        raise CannotPlan(f"--max-model-len {text!r} is not a number of tokens.", "Write 32768, or 32K.")
+    return int(found[1]) * {"": 1, "k": 10**3, "m": 10**6, "K": 1 << 10, "M": 1 << 20}[found[2]]
+
+
+def _compare(model: str | None, request: Any, shelf: shelves.Profiles, as_json: bool) -> None:
     from chutes.hardware.compare import compare
 
-    rows = list(compare(request, shelf))
+    rows = list(compare(request, shelf, model))
     if as_json:
         output.document([row.model_dump(mode="json") for row in rows])
         return
     from chutes.cli import plan_screen
 
-    plan_screen.show_compared(rows, shelf)
+    plan_screen.show_compared(rows, shelf, request.max_model_len)
 
 
 def _within(flag: str, value: int | None, low: int, high: int) -> None:

@@ -16,11 +16,12 @@ from chutes.engine import families, vllm
 from chutes.engine.environment import is_installed
 from chutes.engine.release import find
 from chutes.exception import InvalidSpec, ModelError
-from chutes.hardware import devices, plan, profiles
+from chutes.hardware import devices, gpu_names, plan, profiles
 from chutes.image.standard.vllm import VLLM
-from chutes.model import catalogue
+from chutes.model import catalogue, known, variants
 from chutes.model import source as model
 from chutes.model.facts import ModelFacts
+from chutes.model.hub import HubUnreachable
 from chutes.model.source import ModelSource
 
 
@@ -48,11 +49,12 @@ class Draft(BaseModel):
         )
 
 
-def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = ()) -> Draft:
+def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = (), *, offline: bool = False) -> Draft:
     """Work out a deployment for this machine. Blocking: may ask the hub for a commit and for headers.
 
     Args:
         taken: GPUs of other chutes.
+        offline: where the hub is out of reach take what the catalogue knows: enough to look at, not to start.
 
     Raises:
         ModelError: the model cannot be found.
@@ -65,14 +67,24 @@ def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = ()) -> Draft
         )
     machine = devices.detect()
     shelf = profiles.load(profiles.find(config.home, config.profiles))
-    source = model.resolve(spec.engine.model, spec.engine.revision)
+    # A slip in a GPU's name is said before anybody is asked about a model.
+    gpu_names.check_ids(spec.node_selector.include or [], "include", shelf)
+    gpu_names.check_ids(spec.node_selector.exclude or [], "exclude", shelf)
     try:
-        facts = model.read_facts(source, config.models)
+        source = model.resolve(spec.engine.model, spec.engine.revision)
+    except HubUnreachable as error:
+        source = _unseen(spec.engine.model, spec.engine.revision, error, offline)
+    try:
+        # Without a commit the hub was not reached a moment ago: it is not asked again.
+        facts = (
+            None if source.kind == "hub" and not source.revision else model.read_facts(source, config.models)
+        )
     except ModelError:
         facts = None  # a model without safetensors headers can still be served
     if facts is None or not facts.layers_attention:
         # What a package or a hub without headers does not tell, the catalogue may know.
-        facts = catalogue.find(spec.engine.model) or facts
+        base = model.base_name(spec.engine.model)
+        facts = catalogue.find(base) or (variants.find(base) or (facts, ""))[0]
     chosen = plan.plan(
         spec.engine.name,
         spec.node_selector,
@@ -120,6 +132,27 @@ def _with_parsers(chosen: plan.Plan, family: families.Family | None, args: list[
             "engine_args": [*chosen.engine_args, *added],
             "reasons": [*chosen.reasons, f"a model {known}: {' '.join(added)}"],
         }
+    )
+
+
+def _unseen(name: str, revision: str | None, error: ModelError, offline: bool) -> ModelSource:
+    """A source that a dry run may do with: the catalogue knows the model, its files were not looked at.
+
+    Raises:
+        ModelError: it is to be started, or the catalogue does not know it either.
+    """
+    base = model.base_name(name)
+    known_here = catalogue.find(base) is not None or variants.find(base) is not None
+    if not (offline and known_here):
+        fix = f"{error.fix} {known.suggest(base)}" if not known_here else error.fix
+        raise ModelError(error.message, fix) from None
+    return ModelSource(
+        kind="hub",
+        name=name,
+        revision=revision,
+        location=base,
+        note=f"{base if base == name else model.tee_note(base)}: the hub cannot be reached, so the plan is "
+        "made from the catalogue shipped with chutes; a deployment asks the hub again",
     )
 
 

@@ -7,16 +7,20 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from chutes.hardware.memory import KvDtype
+from chutes.hardware.terms import Asked, PerGpuBytes, Setting
+from chutes.hardware.weights import Layout
 
 Optimize = Literal["price", "latency", "throughput"]
+
+Refusal = Literal["memory", "context", "layout", "capability", "bound", "used"]
+"""Why hardware will not do; `used`: others have its memory."""
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Request(_Frozen):
+class Request(Asked):
     """What is wanted of a model. None leaves the choice to the planner, or to the engine's own default."""
 
     engine: str = "vllm"
@@ -26,17 +30,11 @@ class Request(_Frozen):
     """Tokens of the longest request; None: as many as the model was made for."""
     concurrency: int = 1
     """Requests of that length that the cache must hold at once."""
-    max_num_seqs: int | None = None
-    """Requests that the engine may run at once, however short they are."""
-    max_num_batched_tokens: int | None = None
-    kv_cache_dtype: KvDtype = "auto"
-    gpu_memory_utilization: float | None = None
-    block_size: int | None = None
-    enforce_eager: bool = False
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
     expert_parallel: bool | None = None
-    gpu: str | None = None
+    gpu: str | tuple[str, ...] | None = None
+    """A GPU type, or several of which any will do."""
     gpu_count: int | None = None
     optimize: Optimize = "price"
     max_price: float | None = None
@@ -45,21 +43,6 @@ class Request(_Frozen):
     """Milliseconds per output token of a request that runs alone, by the roofline estimate."""
     shorten: bool = False
     """Whether a context that was not asked for may be cut to what fits: when there is no other hardware."""
-
-
-class PerGpuBytes(_Frozen):
-    """Where the memory of one GPU (the fullest) goes."""
-
-    total: int
-    usable: int
-    weights: int
-    kv_cache_expected: int
-    """What the engine should report; negative: so much is missing."""
-    kv_cache_safe: int
-    """The same less a reserve for what the arithmetic does not see."""
-    peak_activation: int
-    non_torch: int
-    cuda_graph: int
 
 
 class Speed(_Frozen):
@@ -90,6 +73,8 @@ class Choice(_Frozen):
     gpu_name: str
     gpu_count: int
     """0 on a CPU."""
+    capability: tuple[int, int] = (0, 0)
+    """Compute capability of the GPUs."""
     gpus: list[int] = []
     """Indices of the devices here; empty for hardware of the catalogue."""
     tensor_parallel_size: int
@@ -134,7 +119,7 @@ class Rejected(_Frozen):
     gpu: str
     gpu_count: int
     reason: str
-    kind: Literal["memory", "context", "layout", "capability", "bound"] = "memory"
+    kind: Refusal = "memory"
     price_per_hour: float | None = None
 
 
@@ -175,6 +160,16 @@ class PlanResult(_Frozen):
     reasons: list[str] = []
     """Why the choice is what it is, one sentence each."""
     fits_at: list[ContextRoom] = Field(default_factory=list)
+    longest_context: int | None = None
+    """The longest context that the choice's hardware holds for sure as many times at once as was asked, with
+    the choice's batch; `estimated_max_model_len` is what it holds once by the expected figures."""
+    longest_context_expected: int | None = None
+    optimize: Optimize = "price"
+    """What the order of the alternatives comes from."""
+    fix: str = ""
+    """What to do where the choice does not fit; empty where it does."""
+    unmet: str = ""
+    """Where hardware would hold the model but none meets the bounds: which bound, and the nearest."""
 
 
 class ContextRoom(_Frozen):
@@ -186,3 +181,18 @@ class ContextRoom(_Frozen):
 
 
 PlanResult.model_rebuild()
+
+
+def layout_of(choice: Choice) -> Layout:
+    return Layout(
+        tensor_parallel=choice.tensor_parallel_size,
+        pipeline_parallel=choice.pipeline_parallel_size,
+        expert_parallel=choice.expert_parallel,
+    )
+
+
+def setting_of(choice: Choice) -> Setting:
+    """The setting that gives this choice again."""
+    names = set(Setting.model_fields) - {"kv_cache_dtype"}
+    fields = {name: getattr(choice, name) for name in names}
+    return Setting(**fields, kv_cache_dtype="fp8" if choice.kv_cache_dtype == "fp8" else "auto")

@@ -11,6 +11,7 @@ from chutes.hardware.choice import PlanResult, Request
 from chutes.hardware.planner import USUAL_CONTEXT, plan_catalogue
 from chutes.hardware.profiles import Profiles
 from chutes.model import catalogue
+from chutes.model import known as known_names
 
 
 class Compared(BaseModel):
@@ -23,14 +24,23 @@ class Compared(BaseModel):
     problem: str = ""
 
 
-def compare(request: Request, profiles: Profiles) -> Iterator[Compared]:
-    """Plan every model of the catalogue; where no context is asked for, at 32,768 tokens or its own limit."""
-    for name in catalogue.names():
+def compare(request: Request, profiles: Profiles, only: str | None = None) -> Iterator[Compared]:
+    """Plan every model of the catalogue; where no context is asked for, at 32,768 tokens or its own limit.
+
+    Raises:
+        ModelError: `only` is not in the catalogue.
+    """
+    known = catalogue.canonical(only) if only is not None else None
+    if only is not None and known is None:
+        raise ModelError(
+            f"{only!r} is not in the catalogue, whose models --compare compares.", known_names.suggest(only)
+        )
+    for name in catalogue.names() if known is None else [known]:
         facts = catalogue.find(name)
         if facts is None:
             continue
         asked = request
-        if request.max_model_len is None:
+        if request.max_model_len is None and facts.attention != "none":
             length = min(USUAL_CONTEXT, facts.max_model_len or USUAL_CONTEXT)
             asked = request.model_copy(update={"max_model_len": length})
         try:

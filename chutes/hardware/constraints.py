@@ -1,10 +1,14 @@
-"""What forbids a layout before any byte is counted: divisibility and the GPU's own instructions. Pure."""
+"""What forbids a layout before any byte is counted: divisibility, the GPU's instructions, the engine's own
+checks. Pure.
+"""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from chutes.hardware.weights import Layout
+from chutes.hardware.terms import Asked
+from chutes.hardware.versions import EngineBehaviour
+from chutes.hardware.weights import Layout, stages_of
 from chutes.model.facts import ModelFacts
 
 # Compute capability at which a format runs on its own instructions, and from which it runs at all, its
@@ -33,16 +37,26 @@ class Violations(BaseModel):
     """E.g. a format that the GPU has no instructions for: it runs, emulated."""
 
 
-def violations(facts: ModelFacts, layout: Layout, capability: tuple[int, int], engine: str) -> Violations:
-    """What divisibility and compute capability forbid; a layout with `problems` cannot start.
+def violations(
+    facts: ModelFacts,
+    layout: Layout,
+    capability: tuple[int, int],
+    behaviour: EngineBehaviour,
+    setting: Asked | None = None,
+) -> Violations:
+    """What divisibility, compute capability and the engine's own checks forbid; with `problems` none starts.
 
     Args:
         capability: of the GPUs; (0, 0) leaves capability unchecked.
     """
-    problems = [*_heads(facts, layout.tensor_parallel), *_depth(facts, layout), *_blocks(facts, layout)]
+    setting = setting or Asked()
+    problems = [*_heads(facts, layout.tensor_parallel), *_widths(facts, layout), *_depth(facts, layout)]
+    problems += [*_blocks(facts, layout), *_batch(facts, setting, behaviour)]
     notes: list[str] = []
     if capability != (0, 0):
-        _capability(facts, capability, engine, problems, notes)
+        _capability(facts, capability, behaviour.engine, problems, notes)
+        if behaviour.engine == "vllm":
+            _cache_kernels(facts, capability, behaviour, setting, problems, notes)
     return Violations(problems=problems, notes=notes)
 
 
@@ -59,15 +73,56 @@ def _heads(facts: ModelFacts, tp: int) -> list[str]:
             problems.append(
                 f"{heads} key-value heads can be neither split nor copied over tensor parallel size {tp}"
             )
-    linear = [layer for layer in facts.layers_attention if layer.kind == "linear"]
-    if any(layer.state_elements % tp or layer.conv_elements % tp for layer in linear):
-        problems.append(f"the heads of its linear attention cannot be split over tensor parallel size {tp}")
+    # mamba_mixer2.py and mamba_utils.py: states are split by heads, not by elements.
+    linear = {(one.key_heads, one.value_heads) for one in facts.layers_attention if one.kind == "linear"}
+    for heads in sorted({heads for pair in linear for heads in pair if heads % tp}):
+        problems.append(f"{heads} heads of linear attention cannot be split over tensor parallel size {tp}")
+    return problems
+
+
+def _widths(facts: ModelFacts, layout: Layout) -> list[str]:
+    """linear.py `divide(output_size, tp_size)`; fused_moe/config.py asserts the same of experts."""
+    tp = layout.tensor_parallel
+    problems: list[str] = []
+    dense = {facts.intermediate_size or 0}
+    if facts.experts is not None:
+        some_dense = 0 < facts.experts.layers < (facts.layers or 0)
+        dense = {facts.experts.shared} | (dense if some_dense else set())
+        if facts.experts.intermediate % tp and not layout.expert_parallel:
+            problems.append(
+                f"experts of {facts.experts.intermediate} cannot be cut over tensor parallel size {tp}: "
+                "take expert parallelism"
+            )
+    for width in sorted(width for width in dense if width % tp):
+        problems.append(f"feed-forward layers of {width} cannot be cut over tensor parallel size {tp}")
     return problems
 
 
 def _depth(facts: ModelFacts, layout: Layout) -> list[str]:
-    if facts.layers and layout.pipeline_parallel > facts.layers:
-        return [f"{facts.layers} layers cannot make {layout.pipeline_parallel} pipeline stages"]
+    pp = layout.pipeline_parallel
+    if facts.layers and pp > facts.layers:
+        return [f"{facts.layers} layers cannot make {pp} pipeline stages"]
+    places = {layer.place for layer in facts.layers_attention}
+    for number, stage in enumerate(stages_of(facts, pp), 1):
+        if places and places.isdisjoint(stage):
+            # vLLM kv_cache_utils.py `get_kv_cache_config_from_groups` divides by the bytes of its block.
+            return [f"stage {number} of a pipeline of {pp} would hold no layer with a cache to size"]
+    return []
+
+
+def _batch(facts: ModelFacts, setting: Asked, behaviour: EngineBehaviour) -> list[str]:
+    """vLLM config/scheduler.py `verify_max_model_len`: what is asked for must not contradict itself."""
+    tokens, seqs = setting.max_num_batched_tokens, setting.max_num_seqs
+    if behaviour.engine != "vllm" or tokens is None:
+        return []
+    if seqs is not None and tokens < seqs:
+        return [f"--max-num-batched-tokens {tokens} must not be below --max-num-seqs {seqs}"]
+    length = getattr(setting, "max_model_len", None) or facts.max_model_len
+    if facts.attention == "encoder" and length and tokens < length:
+        return [
+            f"--max-num-batched-tokens {tokens} is below the {length:,} tokens of a prompt, which an encoder "
+            "takes whole"
+        ]
     return []
 
 
@@ -120,8 +175,41 @@ def _capability(
             )
         else:
             notes.append(
-                f"{method} is emulated: native from compute capability {native[0]}.{native[1]}, the GPU has "
-                f"{has}; weights keep their size, arithmetic is in 16 bits"
+                f"{method} is emulated: weights stay small and are unpacked to 16 bits as they are used "
+                f"(the GPU's capability is {has}); slower, not less exact"
             )
     if facts.dtype == "bfloat16" and capability < (8, 0):
         notes.append(f"bfloat16 needs compute capability 8.0, the GPU has {has}: the engine takes float16")
+
+
+def _cache_kernels(
+    facts: ModelFacts,
+    capability: tuple[int, int],
+    behaviour: EngineBehaviour,
+    setting: Asked,
+    problems: list[str],
+    notes: list[str],
+) -> None:
+    """Whether any attention kernel takes the cache; `supports_compute_capability` of v1/attention/backends.
+
+    fp8: triton_attn.py and mla/triton_mla.py refuse it below 8.9, flashinfer.py takes it from 8.0 (from 7.5
+    before 0.24, which is not offered here), flash_attn.py on 9.x; nothing else has MLA in 8 bits below 8.9.
+    """
+    has = f"{capability[0]}.{capability[1]}"
+    kept = facts.layers_attention
+    if any(layer.sparse for layer in kept) and capability[0] not in behaviour.sparse_mla:
+        known = ", ".join(f"{major}.x" for major in sorted(behaviour.sparse_mla)) or "nothing"
+        problems.append(
+            f"its sparse attention has kernels for compute capability {known} in {behaviour.engine} "
+            f"{behaviour.version}, the GPU has {has}"
+        )
+    small = behaviour.cache_dtype(facts, setting.kv_cache_dtype, capability) == "fp8"
+    if not small or not any(layer.kind != "linear" for layer in kept) or capability >= (8, 9):
+        return
+    least = (8, 9) if any(layer.kind == "mla" for layer in kept) else (8, 0)
+    if capability < least:
+        problems.append(f"an fp8 cache needs compute capability {least[0]}.{least[1]}, the GPU has {has}")
+    else:
+        notes.append(
+            f"an fp8 cache on compute capability {has} needs the engine's FlashInfer: no other kernel has it"
+        )

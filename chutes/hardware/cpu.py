@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+
 from chutes.exception import ModelError
 from chutes.hardware.choice import Choice, PerGpuBytes, Request
+from chutes.hardware.describing import context_wanted
 from chutes.hardware.devices import Machine
 from chutes.hardware.memory import cpu_kv_tokens
-from chutes.hardware.profiles import EngineDefaults
-from chutes.hardware.versions import behaviour
-from chutes.hardware.ways import context_wanted, gib
+from chutes.hardware.profiles import EngineDefaults, Profiles
+from chutes.hardware.terms import KvDtype, gib
+from chutes.hardware.versions import EngineBehaviour, behaviour
 from chutes.model.facts import ModelFacts
 
 GIB = 1 << 30
@@ -37,49 +41,147 @@ def kv_space(room: int, defaults: EngineDefaults) -> int:
     return max(1, int(wanted // GIB)) * GIB
 
 
-def choose(facts: ModelFacts, request: Request, machine: Machine, defaults: EngineDefaults) -> Choice:
+@dataclass(frozen=True)
+class _Cache:
+    """How the CPU engine keeps one model's requests."""
+
+    facts: ModelFacts
+    batch: int
+    dtype: KvDtype
+    known: EngineBehaviour
+
+    def tokens(self, length: int, space: int) -> int:
+        if space <= 0:
+            return 0
+        return cpu_kv_tokens(
+            self.facts, space, BLOCK_SIZE, length, self.batch, DTYPE, self.known, kv_cache_dtype=self.dtype
+        )
+
+    def requests(self, length: int, space: int) -> float:
+        return self.tokens(length, space) / length if length else 0.0
+
+    def space(self, length: int, wanted: int, least: int, most: int) -> int:
+        """Bytes, whole GiB from `least` to `most`, for `wanted` requests of `length`; or `most`."""
+        sizes = range(least // GIB, most // GIB + 1)
+        found = bisect_left(sizes, wanted, key=lambda size: self.requests(length, size * GIB))
+        return sizes[min(found, len(sizes) - 1)] * GIB
+
+    def longest(self, space: int, wanted: int, limit: int) -> int:
+        """The longest context, whole blocks or all of `limit`, of which `space` holds `wanted` requests."""
+        lengths = [*range(BLOCK_SIZE, limit, BLOCK_SIZE), limit]
+        found = bisect_right(lengths, -wanted, key=lambda length: -self.requests(length, space))
+        return lengths[found - 1] if found else 0
+
+
+def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Profiles) -> Choice:
     """The model on this machine's processors. `fits` is false, with the reason, when memory is too small.
 
     Raises:
         ModelError: neither parameters nor layers of the model are known.
     """
+    defaults = profiles.engines[request.engine]["cpu"]
+    known = behaviour(request.engine, request.engine_version or defaults.version, profiles)
     weights = weights_in_memory(facts)
     if weights is None:
         raise ModelError("The number of the model's parameters is not known.", facts.problem)
-    free = machine.memory_available
-    room = free - ENGINE_BYTES - weights
-    space = kv_space(room, defaults) if room > 0 else 0
-    version = request.engine_version or defaults.version
-    length = context_wanted(facts, request)
-    seqs = request.max_num_seqs or BATCH[1]
-    batch = request.max_num_batched_tokens or max(BATCH[0], seqs)
-
-    def tokens(context: int, given: int) -> int:
-        if given <= 0:
-            return 0
-        return cpu_kv_tokens(
-            facts, given, BLOCK_SIZE, context, batch, DTYPE, behaviour(request.engine, version)
-        )
-
-    holds = tokens(length, space)
-    if request.shorten and request.max_model_len is None and holds < length:
-        # The engine would refuse to start; a shorter context that nobody asked to be longer serves.
-        length = longest(facts, request, space, batch, version)
-        holds = tokens(length, space)
-    at_once = holds / length if length else 0.0
-    needed = int(space / at_once) if at_once else 0
-    fits = space > 0 and space <= room and at_once >= request.concurrency
-    if space == 0 or space > room:
-        reason = too_little(weights, free, max(space - room, 0) if space else -room)
-    elif not fits:
-        reason = (
-            f"{space // GIB} GiB of KV space hold {holds:,} tokens: {at_once:.2f} requests of {length:,} "
-            f"tokens, and {request.concurrency} are wanted"
-        )
-    else:
-        reason = f"{space // GIB} GiB of KV space hold {holds:,} tokens: {at_once:.1f} requests of {length:,}"
-    most = longest(facts, request, space, batch, version) if space else 0
+    if facts.attention == "none":
+        return _only_weights(weights, machine)
+    seqs = request.max_num_seqs
+    if seqs is None:
+        seqs = max(BATCH[1], request.concurrency)
+    batch = request.max_num_batched_tokens
+    if batch is None:
+        batch = max(BATCH[0], seqs, context_wanted(facts, request) if facts.attention == "encoder" else 0)
+    cache = _Cache(facts, batch, "fp8" if request.kv_cache_dtype == "fp8" else "auto", known)
+    room = machine.memory_available - ENGINE_BYTES - weights
+    length, space = _sizes(cache, request, room, defaults)
+    keeps = bool(facts.layers_attention)
+    holds = cache.tokens(length, space) if keeps else 0
+    at_once = holds / length if keeps else float(seqs)
+    problem = _problem(cache, request, weights, machine, space) or _too_few(request, seqs, batch)
+    many = f"{space // GIB} GiB of KV space hold {holds:,} tokens: {at_once:.2f} requests of {length:,}"
+    if not problem and at_once < request.concurrency:
+        problem = f"{many}, and {request.concurrency} wanted"
+    spent = f"{gib(weights + ENGINE_BYTES)} of {gib(machine.memory_available)} free memory"
+    cached = room if space > room or not space else space if keeps else 0
+    most = cache.longest(space, 1, max(facts.max_model_len or 0, length)) if keeps and cached == space else 0
     args = ["--dtype", DTYPE, "--max-model-len", str(length), "--max-num-seqs", str(seqs)]
+    args += ["--max-num-batched-tokens", str(batch), "--enforce-eager"]
+    return Choice(
+        gpu="cpu",
+        gpu_name=f"{machine.cpus} CPU cores",
+        gpu_count=0,
+        tensor_parallel_size=1,
+        pipeline_parallel_size=1,
+        fits=not problem,
+        fits_safely=not problem,
+        reason=problem or (many if keeps else spent),
+        price_per_hour=None,
+        gpu_memory_utilization=round(min(1.0, (weights + ENGINE_BYTES + space) / machine.memory_total), 4),
+        max_model_len=length,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=batch,
+        kv_cache_dtype=cache.dtype,
+        block_size=BLOCK_SIZE,
+        enforce_eager=True,
+        kv_cache_tokens=holds,
+        max_concurrency=round(at_once, 2),
+        kv_cache_tokens_safe=holds,
+        max_concurrency_safe=round(at_once, 2),
+        engine_args=args if cache.dtype == "auto" else [*args, "--kv-cache-dtype", cache.dtype],
+        environment={"VLLM_CPU_KVCACHE_SPACE": str(space // GIB)} if space else {},
+        per_gpu_bytes=PerGpuBytes(
+            total=machine.memory_total,
+            usable=weights + ENGINE_BYTES + cached,
+            weights=weights,
+            kv_cache_expected=cached,
+            kv_cache_safe=cached,
+            peak_activation=0,  # of a batch of 2048 it is inside the engine's own share
+            non_torch=ENGINE_BYTES,
+            cuda_graph=0,
+        ),
+        kv_cache_needed_bytes_per_gpu=int(space / at_once) if keeps and at_once else 0,
+        estimated_max_model_len=most,
+        estimated_max_model_len_safe=most,
+    )
+
+
+def _sizes(cache: _Cache, request: Request, room: int, defaults: EngineDefaults) -> tuple[int, int]:
+    """(context, bytes of KV space): the profiles' share of `room`, more where more was asked for."""
+    length, wanted = context_wanted(cache.facts, request), request.concurrency
+    space = kv_space(room, defaults) if room > 0 else 0
+    if not cache.facts.layers_attention or not space:
+        return length, space
+    # A context that nobody asked for is cut: the engine would refuse to start.
+    cut = request.shorten and request.max_model_len is None
+    most = max(space, room // GIB * GIB) if request.max_model_len is not None or wanted > 1 else space
+    if cut and cache.requests(length, most) < wanted:
+        length = cache.longest(most, wanted, length) or length
+    return length, cache.space(length, wanted, space, most)
+
+
+def _problem(cache: _Cache, request: Request, weights: int, machine: Machine, space: int) -> str:
+    """Why nothing starts at all."""
+    room = machine.memory_available - ENGINE_BYTES - weights
+    if space == 0 or space > room:
+        return too_little(weights, machine.memory_available, space - room if space else -room)
+    if cache.dtype == "fp8" and any(layer.kind == "mla" for layer in cache.facts.layers_attention):
+        return "the engine's kernels for MLA on a CPU keep no cache in fp8"  # mla/cpu_mla.py
+    return ""
+
+
+def _too_few(request: Request, seqs: int, batch: int) -> str:
+    if batch < seqs:
+        return f"--max-num-batched-tokens {batch} must not be below --max-num-seqs {seqs}"
+    if seqs < request.concurrency:
+        return f"the engine runs {seqs:,} requests at once, and {request.concurrency:,} are wanted"
+    return ""
+
+
+def _only_weights(weights: int, machine: Machine) -> Choice:
+    """Of a model that makes images: whether its weights lie in memory, and nothing of an engine."""
+    free = machine.memory_available
+    fits = weights + ENGINE_BYTES <= free
     return Choice(
         gpu="cpu",
         gpu_name=f"{machine.cpus} CPU cores",
@@ -88,54 +190,78 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, defaults: Engi
         pipeline_parallel_size=1,
         fits=fits,
         fits_safely=fits,
-        reason=reason,
+        reason=f"{gib(weights)} of weights in float32 of {gib(free)} free"
+        if fits
+        else too_little(weights, free, weights + ENGINE_BYTES - free),
         price_per_hour=None,
-        gpu_memory_utilization=round(min(1.0, (weights + ENGINE_BYTES + space) / machine.memory_total), 4),
-        max_model_len=length,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=batch,
+        gpu_memory_utilization=round(min(1.0, (weights + ENGINE_BYTES) / machine.memory_total), 4),
+        max_model_len=0,
+        max_num_seqs=1,
+        max_num_batched_tokens=0,
         kv_cache_dtype="auto",
-        block_size=BLOCK_SIZE,
-        enforce_eager=True,
-        kv_cache_tokens=holds,
-        max_concurrency=round(at_once, 2),
-        kv_cache_tokens_safe=holds,
-        max_concurrency_safe=round(at_once, 2),
-        engine_args=[*args, "--max-num-batched-tokens", str(batch), "--enforce-eager"],
-        environment={"VLLM_CPU_KVCACHE_SPACE": str(space // GIB)} if space else {},
+        block_size=0,
+        kv_cache_tokens=0,
+        max_concurrency=0.0,
+        kv_cache_tokens_safe=0,
+        max_concurrency_safe=0.0,
+        engine_args=[],
         per_gpu_bytes=PerGpuBytes(
-            total=machine.memory_total,
-            usable=weights + ENGINE_BYTES + space if fits else free,
-            weights=weights,
-            kv_cache_expected=space if fits else room,
-            kv_cache_safe=space if fits else room,
-            peak_activation=0,  # of a batch of 2048 it is inside the engine's own share
-            non_torch=ENGINE_BYTES,
-            cuda_graph=0,
+            total=machine.memory_total, usable=free, weights=weights,
+            kv_cache_expected=free - weights - ENGINE_BYTES, kv_cache_safe=free - weights - ENGINE_BYTES,
+            peak_activation=0, non_torch=ENGINE_BYTES, cuda_graph=0,
         ),
-        kv_cache_needed_bytes_per_gpu=needed,
-        estimated_max_model_len=most,
-        estimated_max_model_len_safe=most,
-    )
+        kv_cache_needed_bytes_per_gpu=0,
+        estimated_max_model_len=0,
+        estimated_max_model_len_safe=0,
+    )  # fmt: skip
+
+
+def remarks(
+    facts: ModelFacts, request: Request, machine: Machine, defaults: EngineDefaults, best: Choice
+) -> list[str]:
+    """What the figures of a CPU leave out, and what decides how long its context is."""
+    if not best.fits or not best.max_model_len:
+        return []
+    said: list[str] = []
+    wanted = context_wanted(facts, request)
+    space = best.per_gpu_bytes.kv_cache_expected
+    if best.max_model_len < wanted:
+        said.append(f"the model's own {wanted:,} tokens are cut to the {best.max_model_len:,} that "
+                    f"{gib(space)} of KV cache hold")  # fmt: skip
+        left = machine.memory_available - best.per_gpu_bytes.usable
+        if left >= GIB:
+            said.append(
+                f"{gib(left)} of free memory stay unused: the cache takes at most "
+                f"{defaults.kv_cache_max_gib:g} GiB and {defaults.kv_cache_share:.0%} of what is free, which "
+                "kv_cache_max_gib and kv_cache_share in hardware_profiles.yaml change"
+            )
+    said.append("tokens per second were not estimated: the rates of this CPU are not known here")
+    return said + _ignored(request)
+
+
+def _ignored(request: Request) -> list[str]:
+    """What was asked for and means nothing on a CPU."""
+    said: list[str] = []
+    if request.gpu_memory_utilization is not None:
+        said.append("--gpu-memory-utilization was not used: VLLM_CPU_KVCACHE_SPACE gives the cache its size")
+    if request.max_tpot_ms is not None:
+        said.append("--max-tpot was not checked: without an estimate of the speed it cannot be")
+    if (request.tensor_parallel or 1) * (request.pipeline_parallel or 1) > 1:
+        said.append("a tensor or pipeline parallel size was not used: one process runs on all cores")
+    return said
+
+
+def fix(facts: ModelFacts, best: Choice) -> str:
+    """What to do where the processors will not do."""
+    if best.kv_cache_tokens:
+        length = best.estimated_max_model_len
+        return f"--max-model-len {length} holds one request; or ask for fewer at once." if length else ""
+    return "Take a smaller model, free memory, or leave --here out to see which GPU it needs."
 
 
 def too_little(weights: int, free: int, missing: int) -> str:
     return (
         f"The model needs {gib(weights + ENGINE_BYTES)} of main memory in float32 "
         f"(weights {gib(weights)}, engine {gib(ENGINE_BYTES)}) and {gib(free)} are free: "
-        f"{gib(missing)} too little."
+        f"{gib(missing)} too little"
     )
-
-
-def longest(facts: ModelFacts, request: Request, space: int, batch: int, version: str) -> int:
-    """The longest context, a multiple of the block, of which one request fits in `space`."""
-    low, high = 0, max(1, context_wanted(facts, request) // BLOCK_SIZE)
-    known = behaviour(request.engine, version)
-    while low < high:
-        middle = (low + high + 1) // 2
-        length = middle * BLOCK_SIZE
-        fits = cpu_kv_tokens(facts, space, BLOCK_SIZE, length, batch, DTYPE, known) >= length
-        low, high = (middle, high) if fits else (low, middle - 1)
-    if low == context_wanted(facts, request) // BLOCK_SIZE:
-        return context_wanted(facts, request)
-    return low * BLOCK_SIZE

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
 
+from chutes.hardware.terms import MODEL_BYTES, Setting
+from chutes.hardware.weights import Layout
 from chutes.model.attention import LayerAttention
+from chutes.model.facts import ModelFacts
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -27,12 +30,13 @@ class Format:
     """Of the model's own dtype: what convolution states are kept in."""
     block_size: int
     tensor_parallel: int = 1
-    prefix_caching: bool = True
-    """Linear layers then keep a second state, the one at the last block's boundary (`align`)."""
     kernel_block: int = 16
     """Smallest block that the attention kernels take: 16 on a GPU, 32 on a CPU."""
     state_bytes: int = 0
     """Bytes an element of recurrent states whatever the model says; 0: as the model says."""
+    packed_latent: bool = False
+    """Whether sparse MLA is kept in blobs of 656 bytes: 512 of latent in 8 bits, 16 of scales, 128 of rotary
+    part (`fp8_ds_mla`, mla_attention.py). Not every kernel for 8 bits has it so."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +68,40 @@ class Demand:
     max_model_len: int
     in_flight_tokens: int
     prefix_caching: bool = True
+    """Linear layers then keep a second state, the one at the last block's boundary (`align`)."""
+    checkpoints: bool = True
+    """And those inside a prefill, where a layer has them."""
+
+
+GPU_BLOCK = 16  # vLLM's default on GPUs [src]
+PACKED_LATENT = 656
+
+
+def gpu_format(facts: ModelFacts, layout: Layout, setting: Setting) -> Format:
+    """As engines keep it on a GPU."""
+    small = setting.kv_cache_dtype == "fp8" or facts.kv_cache_fp8
+    return Format(
+        element_bytes=1 if small else MODEL_BYTES,
+        model_bytes=MODEL_BYTES,
+        block_size=setting.block_size or GPU_BLOCK,
+        tensor_parallel=layout.tensor_parallel,
+        packed_latent=small,
+    )
 
 
 def token_bytes(layer: LayerAttention, form: Format) -> int:
     """Bytes that one token adds to one layer on one GPU, while nothing of it is dropped.
 
     Key-value heads are split while there are enough of them and then replicated (`max(1, heads // tp)`);
-    the latent of MLA is on every rank. 8-bit MLA with a sparse indexer is `fp8_ds_mla` (mla_attention.py):
-    656 bytes, 512 of latent, 16 of scales, 128 of rotary part. Index keys: 8 bits and a float32 scale for
-    each 128 of them (sparse_attn_indexer.py).
+    the latent of MLA is on every rank. Index keys: 8 bits and a float32 scale for each 128 of them
+    (sparse_attn_indexer.py).
     """
     if layer.kind == "linear":
         return 0
     index = layer.index_dim + 4 * ceil_div(layer.index_dim, 128)
     if layer.kind == "mla":
-        if layer.index_dim and form.element_bytes == 1:
-            return 656 + index
+        if layer.sparse and form.packed_latent:
+            return PACKED_LATENT + index
         return layer.head_dim_k * form.element_bytes + index
     heads = max(1, layer.kv_heads // form.tensor_parallel)
     return heads * (layer.head_dim_k + layer.head_dim_v) * form.element_bytes + index
@@ -187,7 +209,9 @@ def blocks_of_request(group: Group, demand: Demand) -> int:
     """
     page = group.pages[0]
     if page.kind == "linear":
-        return 2 + page.checkpoints if demand.prefix_caching else 1
+        if not demand.prefix_caching:
+            return 1
+        return 2 + (page.checkpoints if demand.checkpoints else 0)
     if page.kind == "sliding":
         held = min(page.window - 1 + demand.in_flight_tokens, demand.max_model_len)
         return ceil_div(held, page.tokens) + 1
@@ -230,7 +254,8 @@ class Pool:
             return 0
         if count == "concurrency":
             return int(self.concurrency(available, demand) * demand.max_model_len)
-        return self.blocks(available) // len(self.groups) * self.block_size
+        smallest = min(group.pages[0].tokens for group in self.groups)
+        return self.blocks(available) // len(self.groups) * smallest
 
 
 def pool(
@@ -239,14 +264,14 @@ def pool(
     """The pool of one GPU.
 
     Args:
-        stage: the layers of this GPU's pipeline stage, as indices; grouping is by the whole model.
+        stage: the layers of this GPU's pipeline stage by their place in the model; grouping is by the whole.
     """
     grouped = groups(pages(layers, form), hybrid=hybrid)
     here = [
         [
             page
             for page, index in zip(group.pages, group.layers, strict=True)
-            if stage is None or index in stage
+            if stage is None or layers[index].place in stage
         ]
         for group in grouped
     ]

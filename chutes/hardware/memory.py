@@ -11,20 +11,19 @@ prints them beside what is computed here), [src]: read in vLLM's source, [log]: 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from chutes.exception import ModelError
-from chutes.hardware import kv_cache
+from chutes.hardware import kv_cache, sglang
 from chutes.hardware.constraints import Violations, violations
-from chutes.hardware.kv_cache import Demand, Format, Pool
+from chutes.hardware.kv_cache import Demand, Format, Pool, gpu_format
+from chutes.hardware.terms import GIB, MODEL_BYTES, RESERVE, Estimate, KvDtype, Setting, why
 from chutes.hardware.versions import EngineBehaviour
-from chutes.hardware.weights import SINGLE, Layout, loaded_bytes, stage_weights, stages, weights_per_gpu
+from chutes.hardware.weights import SINGLE, Layout, loaded_bytes, stage_weights, stages_of, weights_per_gpu
 from chutes.model.facts import ModelFacts
 
 __all__ = [
@@ -43,80 +42,9 @@ __all__ = [
     "weights_per_gpu",
 ]
 
-GIB = 1 << 30
-
-KvDtype = Literal["auto", "fp8"]
-
-# What `safe` keeps back. Over 14 published measurements of vLLM 0.9 to 0.28 the arithmetic gave at most
-# 1.18 GiB of KV cache too much, and was chosen after seeing them: a margin, not a bound.
-RESERVE = int(1.25 * GIB)
-
 # CUDA context, NCCL and library workspaces by how many GPUs talk to each other [fit]; more than 2: as 4.
 NON_TORCH = {1: 0.13, 2: 0.55}
 NON_TORCH_MANY = 2.0
-
-MODEL_BYTES = 2  # engines compute in 16 bits on a GPU, whatever the weights are packed in
-
-GPU_BLOCK = 16  # vLLM's default on GPUs [src]
-
-
-class Setting(BaseModel):
-    """How the engine is asked to run. None: the release's own default for the GPU."""
-
-    model_config = ConfigDict(frozen=True)
-
-    max_model_len: int
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    kv_cache_dtype: KvDtype = "auto"
-    gpu_memory_utilization: float | None = None
-    block_size: int | None = None
-    enforce_eager: bool = False
-
-
-class Estimate(BaseModel):
-    """Where one GPU's memory goes.
-
-    weights + kv_cache_expected + peak_activation + non_torch, and cuda_graph where the release subtracts it,
-    are exactly `usable`. `kv_cache_expected` may be negative: that much is missing.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    total: int
-    usable: int
-    weights: int
-    kv_cache_expected: int
-    kv_cache_safe: int
-    """The expected one less RESERVE."""
-    peak_activation: int
-    non_torch: int
-    cuda_graph: int
-    cuda_graph_subtracted: bool
-    """False: the graphs take theirs from total - usable, after the KV cache was sized."""
-    kv_cache_needed: int
-    """For one request of max_model_len tokens, with the block that the pool holds back."""
-    kv_cache_tokens: int
-    """As the engine prints it, of the expected cache."""
-    max_concurrency: float
-    """Requests of max_model_len at once in the expected cache; without a KV cache, max_num_seqs."""
-    kv_cache_tokens_safe: int
-    max_concurrency_safe: float
-    estimated_max_model_len: int
-    """The longest context for which one request fits in the expected cache: what the engine names when it
-    refuses to start. 0 when none does."""
-    estimated_max_model_len_safe: int
-    """The same in the safe cache."""
-    fits: bool
-    """With the reserve."""
-    fits_expected: bool
-    reason: str
-    """By how much it fits or does not."""
-    # What the release decided where the setting left it open:
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    gpu_memory_utilization: float
-    block_size: int
 
 
 def estimate(
@@ -127,12 +55,16 @@ def estimate(
     behaviour: EngineBehaviour,
     *,
     gpu_name: str = "",
+    capability: tuple[int, int] = (0, 0),
+    longest: bool = True,
 ) -> Estimate:
     """Where each GPU's memory goes.
 
     Args:
         gpu_total_bytes: as CUDA reports it (not the label, not nvidia-smi).
         gpu_name: the product name: releases choose their default batch by it.
+        capability: compute capability, by which kernels and the cache's format are chosen; (0, 0): not known.
+        longest: whether the longest contexts are looked for, which takes most of the time; 0 where not.
 
     Raises:
         ModelError: the facts do not say enough; the message is `facts.problem` or names what is missing.
@@ -143,28 +75,33 @@ def estimate(
         raise ModelError(
             "The model's facts do not say what its layers keep of a request.", "Give its config.json."
         )
-    batch, sequences = behaviour.default_batch(gpu_total_bytes, gpu_name)
-    sequences = setting.max_num_seqs or sequences
-    # vLLM arg_utils.py: no batch is larger than all sequences at their longest [src].
-    batch = setting.max_num_batched_tokens or min(batch, sequences * setting.max_model_len)
-    utilization = setting.gpu_memory_utilization or behaviour.default_utilization
-    form = _gpu_format(facts, layout, setting)
+    if behaviour.engine == "sglang":
+        return sglang.estimate(facts, layout, setting, gpu_total_bytes, non_torch(layout))
+    behaviour = behaviour.running(facts)
+    batch, sequences = behaviour.batch(facts, setting, gpu_total_bytes, gpu_name)
+    utilization = setting.gpu_memory_utilization
+    if utilization is None:
+        utilization = behaviour.default_utilization or 1.0
+    form = format_of(facts, layout, setting, behaviour, capability)
+    chunked = any(layer.kind == "chunked" for layer in facts.layers_attention)
+    hybrid = behaviour.hybrid_with_chunks or not chunked
     demand = Demand(
         setting.max_model_len,
         behaviour.in_flight_tokens(batch, layout.pipeline_parallel),
-        form.prefix_caching,
+        behaviour.hybrid_prefix_caching,
+        behaviour.prefill_checkpoints,
     )
     usable = ceil(gpu_total_bytes * utilization)
     graphs = 0 if setting.enforce_eager else behaviour.cuda_graph_bytes
     other = non_torch(layout)
-    kept = stages(len(facts.layers_attention), layout.pipeline_parallel)
+    cut = stages_of(facts, layout.pipeline_parallel)
     ranks: list[_Rank] = []
     for stage in range(layout.pipeline_parallel):
         weights = stage_weights(facts, layout, stage)
         last = stage == layout.pipeline_parallel - 1
         peak = peak_activation(facts, layout, sequences, batch, behaviour, samples=last)
         left = usable - weights - peak - other - (graphs if behaviour.cuda_graphs_subtracted else 0)
-        pool = _pool(facts.layers_attention, form, kept[stage])
+        pool = _pool(facts.layers_attention, form, cut[stage], hybrid=hybrid)
         held_back = pool.block_bytes if behaviour.null_block else 0
         ranks.append(_Rank(weights, peak, left, pool, held_back, pool.bytes_needed(demand) + held_back))
     # The stage with the least to spare is the one to tell of. That it is the same whatever the GPU's size
@@ -176,7 +113,9 @@ def estimate(
     # Subtracted, more of them comes out of the reserve; else out of what the budget leaves over.
     most = 0 if setting.enforce_eager or behaviour.cuda_graphs_subtracted else behaviour.cuda_graph_most
     fits_expected = left >= needed and left >= 0
-    longest = _shortest_of(ranks, 0, demand, max(setting.max_model_len, facts.max_model_len or 0))
+    least, least_safe = _least(ranks, 0), _least(ranks, RESERVE)
+    limit = max(setting.max_model_len, facts.max_model_len or 0) if longest else 0
+    most_tokens = _shortest_of(ranks, 0, demand, limit)
     return Estimate(
         total=gpu_total_bytes,
         usable=usable,
@@ -188,15 +127,15 @@ def estimate(
         cuda_graph=graphs,
         cuda_graph_subtracted=behaviour.cuda_graphs_subtracted,
         kv_cache_needed=needed,
-        kv_cache_tokens=_least(ranks, 0).tokens(demand, behaviour.token_count),
-        max_concurrency=_least(ranks, 0).concurrency(demand, sequences),
-        kv_cache_tokens_safe=_least(ranks, RESERVE).tokens(demand, behaviour.token_count),
-        max_concurrency_safe=_least(ranks, RESERVE).concurrency(demand, sequences),
-        estimated_max_model_len=longest,
-        estimated_max_model_len_safe=_shortest_of(ranks, RESERVE, demand, longest),
+        kv_cache_tokens=least.tokens(demand, behaviour.token_count),
+        max_concurrency=least.concurrency(demand, sequences),
+        kv_cache_tokens_safe=least_safe.tokens(demand, behaviour.token_count),
+        max_concurrency_safe=least_safe.concurrency(demand, sequences),
+        estimated_max_model_len=most_tokens,
+        estimated_max_model_len_safe=_shortest_of(ranks, RESERVE, demand, most_tokens),
         fits=safe >= needed and safe >= 0 and most <= spare,
         fits_expected=fits_expected,
-        reason=_reason(usable, weights, left, needed, setting.max_model_len, most if most > spare else 0),
+        reason=why(usable, weights, left, needed, setting.max_model_len, most if most > spare else 0),
         max_num_seqs=sequences,
         max_num_batched_tokens=batch,
         gpu_memory_utilization=utilization,
@@ -227,19 +166,31 @@ def peak_activation(
     Either the sampler's dummy run over (sequences x vocabulary), which tensor parallelism does not divide
     because logits are gathered, or the widest layer's activations over one batch of tokens, whichever is
     more; and the hidden states that are alive meanwhile. The form is a reading of
-    v1/worker/gpu_model_runner.py `profile_run` [src], its constant is the release's [fit]. Of vision and
-    audio parts nothing is known: their encoders' own peak comes on top.
+    v1/worker/gpu_model_runner.py `profile_run` [src], its constant is the release's. Of vision and audio
+    parts nothing is known: their encoders' own peak comes on top.
 
     Args:
         samples: whether this pipeline stage has the head.
     """
     hidden, tokens = facts.hidden_size or 0, max_num_batched_tokens
-    inner = facts.intermediate_size or 0
-    if facts.experts:
-        inner = facts.experts.per_token * facts.experts.intermediate
     sampler = behaviour.sampler_bytes * min(max_num_seqs, tokens) * (facts.vocab_size or 0) if samples else 0
-    layer = tokens * (3 * inner / layout.tensor_parallel + 3 * hidden) * MODEL_BYTES
+    layer = tokens * (_feed_forward(facts, layout) + 3 * hidden) * MODEL_BYTES
     return int(max(sampler, layer) + tokens * hidden * MODEL_BYTES)
+
+
+def _feed_forward(facts: ModelFacts, layout: Layout) -> float:
+    """Elements a token that are alive at once inside a feed-forward layer of one GPU.
+
+    Dense: gate, up and their product. Experts: two buffers for every expert that a token goes to, each wide
+    enough for what is kept in turn; fused_moe/experts/triton_moe.py `workspace_shapes` [src 0.32.0]. Kernels
+    for other formats need as much or less. Experts that are spread over the GPUs are not cut.
+    """
+    experts = facts.experts
+    if experts is None:
+        return 3 * (facts.intermediate_size or 0) / layout.tensor_parallel
+    hidden = facts.hidden_size or 0
+    width = experts.intermediate / (1 if layout.expert_parallel else layout.tensor_parallel)
+    return experts.per_token * (max(width, hidden) + max(2 * width, hidden))
 
 
 def cpu_kv_tokens(
@@ -271,33 +222,45 @@ def cpu_kv_tokens(
         state_bytes=state_bytes,
     )
     # One batch at a time: asynchronous scheduling is off there (platforms/cpu.py [src]).
-    demand = Demand(max_model_len, max_num_batched_tokens)
+    demand = Demand(
+        max_model_len, max_num_batched_tokens, behaviour.hybrid_prefix_caching, behaviour.prefill_checkpoints
+    )
     return kv_cache.pool(facts.layers_attention, form).tokens(kv_space_bytes, demand, behaviour.token_count)
 
 
-def kv_bytes_per_token(facts: ModelFacts, layout: Layout = SINGLE, kv_dtype: KvDtype = "auto") -> int:
+def format_of(
+    facts: ModelFacts,
+    layout: Layout,
+    setting: Setting,
+    behaviour: EngineBehaviour,
+    capability: tuple[int, int] = (0, 0),
+) -> Format:
+    """How a release keeps the cache on a GPU of one compute capability."""
+    cache = behaviour.cache_dtype(facts, setting.kv_cache_dtype, capability)
+    form = gpu_format(facts, layout, setting.model_copy(update={"kv_cache_dtype": cache}))
+    return replace(form, packed_latent=behaviour.packs_latent(cache, capability))
+
+
+def kv_bytes_per_token(
+    facts: ModelFacts,
+    layout: Layout = SINGLE,
+    kv_dtype: KvDtype = "auto",
+    *,
+    behaviour: EngineBehaviour | None = None,
+    capability: tuple[int, int] = (0, 0),
+) -> int:
     """Bytes on one GPU that each further token of a long request costs (the growing part only).
 
-    Of a pipeline, on the stage with the most such layers.
+    Of a pipeline, on the stage with the most such layers. Without a release as most GPUs keep it.
     """
-    form = _gpu_format(facts, layout, Setting(max_model_len=1, kv_cache_dtype=kv_dtype))
-    kept = facts.layers_attention
+    setting = Setting(max_model_len=1, kv_cache_dtype=kv_dtype)
+    form = gpu_format(facts, layout, setting)
+    if behaviour is not None:
+        form = format_of(facts, layout, setting, behaviour, capability)
+    growing = [layer for layer in facts.layers_attention if layer.kind in ("full", "mla")]
     return max(
-        (
-            sum(kv_cache.token_bytes(kept[i], form) for i in stage if kept[i].kind in ("full", "mla"))
-            for stage in stages(len(kept), layout.pipeline_parallel)
-        ),
-        default=0,
-    )
-
-
-def _gpu_format(facts: ModelFacts, layout: Layout, setting: Setting) -> Format:
-    small = setting.kv_cache_dtype == "fp8" or facts.kv_cache_fp8
-    return Format(
-        element_bytes=1 if small else MODEL_BYTES,
-        model_bytes=MODEL_BYTES,
-        block_size=setting.block_size or GPU_BLOCK,
-        tensor_parallel=layout.tensor_parallel,
+        sum(kv_cache.token_bytes(layer, form) for layer in growing if layer.place in stage)
+        for stage in stages_of(facts, layout.pipeline_parallel)
     )
 
 
@@ -325,8 +288,9 @@ class _Rank:
 
 def _least(ranks: Sequence[_Rank], reserve: int) -> _Rank:
     """The rank with the fewest blocks: all have as many as it (kv_cache_utils.py `get_kv_cache_configs`)."""
-    less = [replace(rank, left=rank.left - reserve) for rank in ranks]
-    return min(less, key=lambda rank: (rank.pool.blocks(rank.left), rank.left))
+    holding = [rank for rank in ranks if rank.pool.block_bytes] or ranks
+    found = min(holding, key=lambda rank: (rank.pool.blocks(rank.left - reserve), rank.left))
+    return replace(found, left=found.left - reserve)
 
 
 def _shortest_of(ranks: list[_Rank], reserve: int, demand: Demand, limit: int) -> int:
@@ -338,41 +302,8 @@ def _shortest_of(ranks: list[_Rank], reserve: int, demand: Demand, limit: int) -
 
 def _longest(rank: _Rank, available: int, demand: Demand, limit: int) -> int:
     """The longest context of which one request fits; kv_cache_utils.py `estimate_max_model_len`."""
-    pool, room = rank.pool, available - rank.held_back
 
-    def fits(length: int) -> bool:
-        one = Demand(length, demand.in_flight_tokens, demand.prefix_caching)
-        return pool.bytes_needed(one) <= room
+    def needed(length: int) -> int:
+        return rank.pool.bytes_needed(replace(demand, max_model_len=length))
 
-    if room < 0 or not fits(1):
-        return 0
-    if fits(limit):
-        return limit
-    low, high = 1, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
-
-
-def _reason(usable: int, weights: int, left: int, needed: int, length: int, graphs: int) -> str:
-    if weights > usable:
-        short = weights - usable
-        return f"weights of {_gib(weights)} a GPU exceed the {_gib(usable)} usable: {_gib(short)} too little"
-    if left < 0:
-        return f"weights and working memory exceed the {_gib(usable)} usable by {_gib(-left)}"
-    one = f"one request of {length:,} tokens needs {_gib(needed)} of KV cache"
-    if left < needed:
-        return f"{one} and {_gib(left)} are left: {_gib(needed - left)} too little"
-    if graphs:
-        return f"CUDA graphs of about {_gib(graphs)} have no room outside the {_gib(usable)} usable"
-    if left - RESERVE < needed:
-        return (
-            f"{one} and {_gib(left)} are expected to be left, but not with a reserve of {_gib(RESERVE)}: "
-            f"{_gib(needed - left + RESERVE)} too little to be sure"
-        )
-    return f"{one}; {_gib(left - RESERVE)} are left with the reserve, {_gib(left)} expected"
-
-
-def _gib(count: int) -> str:
-    return f"{count / GIB:.2f} GiB"
+    return bisect_right(range(1, limit + 1), available - rank.held_back, key=needed)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
-from chutes.hardware.choice import Rejected
+from chutes.hardware.choice import Refusal, Rejected
 from chutes.hardware.devices import Gpu, Machine
 from chutes.hardware.profiles import GpuType, Profiles
 
@@ -39,9 +38,7 @@ class Offer:
     price_date: datetime.date | None = None
     indices: tuple[int, ...] = ()
 
-    def reject(
-        self, reason: str, kind: Literal["memory", "context", "layout", "bound"] = "memory"
-    ) -> Rejected:
+    def reject(self, reason: str, kind: Refusal = "memory") -> Rejected:
         return Rejected(
             gpu=self.gpu, gpu_count=self.count, reason=reason, kind=kind, price_per_hour=self.hourly
         )
@@ -52,14 +49,17 @@ class Offer:
 
 
 def of_catalogue(
-    profiles: Profiles, gpu: str | None = None, count: int | None = None
+    profiles: Profiles,
+    gpu: str | Collection[str] | None = None,
+    count: int | Sequence[int] | None = None,
 ) -> tuple[list[Offer], list[Rejected]]:
     """Every GPU type at every count it is sold in, or only `gpu`, or only `count`."""
     offers: list[Offer] = []
     rejected: list[Rejected] = []
-    counts = COUNTS if count is None else (count,)
+    only = (gpu,) if isinstance(gpu, str) else gpu
+    counts = COUNTS if count is None else (count,) if isinstance(count, int) else tuple(count)
     for id_, kind in profiles.gpus.items():
-        if gpu is not None and id_ != gpu:
+        if only and id_ not in only:
             continue
         capability = kind.compute_capability
         if capability is None:
@@ -95,7 +95,7 @@ def of_machine(machine: Machine, profiles: Profiles, counts: Sequence[int] = COU
     for name, group in groupby(by_name, key=lambda gpu: gpu.name):
         # The emptiest first, so that a second chute does not land on the first one's GPU.
         same = sorted(group, key=lambda gpu: (-gpu.memory_free, gpu.index))
-        id_ = profiles.gpu_id(name)
+        id_ = profiles.gpu_id(name, min(gpu.memory_total for gpu in same))
         kind = profiles.gpus[id_] if id_ else None
         for number in sorted(
             {*(n for n in counts if n <= len(same)), *(() if len(counts) == 1 else (len(same),))}

@@ -13,15 +13,17 @@ from pydantic import BaseModel
 
 from chutes.chute.node_selector import NodeSelector
 from chutes.exception import ChutesError
-from chutes.hardware import cpu, engine_args, planner
-from chutes.hardware.choice import Choice, Request
+from chutes.hardware import cpu, engine_args, gpu_names, planner, selected
+from chutes.hardware.choice import Choice, Request, layout_of, setting_of
 from chutes.hardware.cpu import ENGINE_BYTES
 from chutes.hardware.devices import Gpu, Machine
 from chutes.hardware.engine_args import Fixed
 from chutes.hardware.memory import weights_per_gpu
 from chutes.hardware.offers import COUNTS, Offer, of_machine
 from chutes.hardware.profiles import Profiles
-from chutes.hardware.ways import Ways, gib, rank
+from chutes.hardware.ranking import rank
+from chutes.hardware.terms import gib
+from chutes.hardware.ways import Ways
 from chutes.hardware.weights import Layout
 from chutes.model.facts import ModelFacts
 
@@ -95,8 +97,8 @@ def plan(
         )
         if alone.fits:
             return alone
-    profiles.check_ids(selector.include or [], "include")
-    profiles.check_ids(selector.exclude or [], "exclude")
+    gpu_names.check_ids(selector.include or [], "include", profiles)
+    gpu_names.check_ids(selector.exclude or [], "exclude", profiles)
     fixed = engine_args.parse(engine, args)
     reasons: list[str] = []
     tier = ""
@@ -114,6 +116,7 @@ def plan(
         chosen = _on_gpus(request, selector, facts, machine, profiles, args, reasons)
     else:
         chosen = _on_cpu(request, selector, facts, machine, profiles, fixed, reasons)
+        _elsewhere(chosen, request, selector, facts, profiles, reasons)
     if fixed.uncounted:
         reasons.append(f"not in this arithmetic: {', '.join(fixed.uncounted)}")
     return chosen.model_copy(update={"tier": tier, "reasons": reasons})
@@ -167,21 +170,27 @@ def _on_cpu(
         return chosen
     room = machine.memory_available - ENGINE_BYTES - (weights or 0)
     if room <= 0:
-        chosen.problem = cpu.too_little(weights or 0, machine.memory_available, -room)
+        chosen.problem = f"{cpu.too_little(weights or 0, machine.memory_available, -room)}."
         chosen.fix = "Take a smaller model, free memory, or deploy on a machine with a GPU."
         return chosen
     chosen.kv_cache_bytes = cpu.kv_space(room, defaults)
+    choice = None
+    if facts is not None and not facts.problem and facts.layers_attention:
+        choice = chosen.choice = cpu.choose(facts, request, machine, profiles)
+        if choice.fits:
+            chosen.kv_cache_bytes = choice.per_gpu_bytes.kv_cache_expected
     if weights is not None:
         reasons.append(
             f"weights {gib(weights)} + engine {gib(ENGINE_BYTES)} of {gib(machine.memory_available)} "
             f"free memory; {gib(chosen.kv_cache_bytes)} for the KV cache"
         )
-    if facts is None or facts.problem or not facts.layers_attention:
+    if choice is None or facts is None:
         return chosen
-    choice = chosen.choice = cpu.choose(facts, request, machine, defaults)
     if not choice.fits:
         chosen.problem = f"{choice.reason}."
-        chosen.fix = f"Set --max-model-len {choice.estimated_max_model_len} in engine_args, or free memory."
+        longest = choice.estimated_max_model_len
+        shorter = f"Set --max-model-len {longest} in engine_args" if longest else "Take a smaller model"
+        chosen.fix = f"{shorter}, or free memory."
         return chosen
     reasons.append(f"{choice.kv_cache_tokens:,} tokens of cache: {choice.max_concurrency:.1f} requests of "
                    f"{choice.max_model_len:,} at once")  # fmt: skip
@@ -189,7 +198,32 @@ def _on_cpu(
     if fixed.max_model_len is None and own is not None and choice.max_model_len < own:
         chosen.engine_args = ["--max-model-len", str(choice.max_model_len)]
         reasons.append(f"the context is cut from {own:,} to {choice.max_model_len:,} tokens, which fit")
+    # What was counted is what the engine is told.
+    if fixed.max_num_seqs is None:
+        chosen.engine_args += ["--max-num-seqs", str(choice.max_num_seqs)]
+    if fixed.max_num_batched_tokens is None:
+        chosen.engine_args += ["--max-num-batched-tokens", str(choice.max_num_batched_tokens)]
     return chosen
+
+
+def _elsewhere(
+    chosen: Plan,
+    request: Request,
+    selector: NodeSelector,
+    facts: ModelFacts | None,
+    profiles: Profiles,
+    reasons: list[str],
+) -> None:
+    """Where there is no GPU the selector is held against the catalogue: it is for a machine that has some."""
+    if facts is None or facts.problem or not facts.layers_attention:
+        return
+    found = selected.judge(selector, facts, request, profiles)
+    if found.shortage:
+        reasons.append(f"on a machine with GPUs: {found.shortage}")
+    if chosen.problem:
+        chosen.fix = " ".join(part for part in (chosen.fix, found.would_do) if part)
+    elif found.shortage:
+        reasons.append(found.would_do)
 
 
 def _on_gpus(
@@ -310,8 +344,8 @@ def _added(engine: str, choice: Choice, args: Sequence[str]) -> list[str]:
     given = {
         name for name, value in engine_args.parse(engine, args).model_dump().items() if value is not None
     }
-    settled = planner.setting_of(choice)
-    words = engine_args.render(engine, planner.layout_of(choice), settled)
+    settled = setting_of(choice)
+    words = engine_args.render(engine, layout_of(choice), settled)
     flags = engine_args.FLAGS[engine]
     kept: list[str] = []
     skip = False
@@ -360,7 +394,7 @@ def _refuse(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
 
     The selector's GB are the label's: NVML reports at least that many decimal GB for every card sold.
     """
-    id_ = profiles.gpu_id(gpu.name)
+    id_ = profiles.gpu_id(gpu.name, gpu.memory_total)
     if selector.include and id_ not in {name.lower() for name in selector.include}:
         return f"not among include={selector.include}"
     if selector.exclude and id_ in {name.lower() for name in selector.exclude}:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import difflib
+import math
 import re
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from chutes.exception import InvalidSpec
+from chutes.hardware.releases import ENGINES, Releases, checked_version
+
+try:  # the C parser where there is one: a fifth of the time, and planning is done while someone waits
+    from yaml import CSafeLoader as _Fastest
+except ImportError:
+    from yaml import SafeLoader as _Fastest
 
 SHIPPED = (
     Path(__file__).parents[2] / "hardware_profiles.yaml"
@@ -20,8 +26,12 @@ SHIPPED = (
 GIB = 1 << 30
 
 
+# What CUDA hands out of what NVML counts, over the GPUs that are shipped: 0.97 to 1.
+CUDA_OF_NVML = (0.9, 1.001)
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Tier(_Strict):
@@ -60,6 +70,23 @@ class GpuType(_Strict):
     price_date: datetime.date | None = None
     """When this price was true, where it is not the file's."""
 
+    @field_validator("capability")
+    @classmethod
+    def _of_cuda_or_not(cls, text: str) -> str:
+        if text[:1].isdecimal() and not re.fullmatch(r"\d+\.\d", text):
+            raise ValueError("a compute capability is two numbers, as in '9.0'")
+        return text
+
+    @model_validator(mode="after")
+    def _one_memory(self) -> GpuType:
+        share = self.memory_gib * 1024 / self.nvml_mib if self.nvml_mib else 1.0
+        if not CUDA_OF_NVML[0] <= share <= CUDA_OF_NVML[1]:
+            raise ValueError(
+                f"memory_gib {self.memory_gib:g} is not of the GPU that has nvml_mib {self.nvml_mib}: CUDA "
+                f"has up to a tenth less than those {(self.nvml_mib or 0) / 1024:.2f} GiB"
+            )
+        return self
+
     @property
     def memory_bytes(self) -> int:
         return int(self.memory_gib * GIB)
@@ -85,12 +112,39 @@ class EngineDefaults(_Strict):
     kv_cache_share: float = Field(default=0.25, gt=0, le=0.9)
     kv_cache_max_gib: float = Field(default=4, gt=0)
 
+    @field_validator("version")
+    @classmethod
+    def _a_version(cls, text: str) -> str:
+        return checked_version(text)
+
 
 class Profiles(_Strict):
     tiers: list[Tier] = Field(min_length=1)
     prices: Prices
     engines: dict[str, dict[str, EngineDefaults]]
+    releases: dict[str, Releases] = {}
+    """How releases of an engine differ, by engine; those that are shipped where an engine is not in it."""
     gpus: dict[str, GpuType] = Field(min_length=1)
+
+    @field_validator("tiers")
+    @classmethod
+    def _ascending(cls, tiers: list[Tier]) -> list[Tier]:
+        bounds = [math.inf if tier.up_to_billion is None else tier.up_to_billion for tier in tiers]
+        if bounds != sorted(set(bounds)):
+            raise ValueError("tiers must be ordered by up_to_billion, each bound once")
+        if bounds[-1] != math.inf:
+            raise ValueError("the last tier must take every larger model: up_to_billion: null")
+        return tiers
+
+    @field_validator("engines")
+    @classmethod
+    def _known_engines(cls, engines: dict[str, dict[str, EngineDefaults]]) -> dict:
+        for name, kinds in engines.items():
+            if name not in ENGINES:
+                raise ValueError(f"{name} is not an engine that is known here: {', '.join(ENGINES)}")
+            if "cuda" not in kinds:
+                raise ValueError(f"{name} lacks cuda: the release that plans for GPUs count with")
+        return engines
 
     def tier(self, parameters: int) -> Tier:
         """The smallest tier that holds a model of so many parameters."""
@@ -99,48 +153,22 @@ class Profiles(_Strict):
                 return tier
         return self.tiers[-1]
 
-    def gpu_id(self, device_name: str) -> str | None:
-        """Short id of a device by the name that its driver prints; None for an unknown one."""
+    def gpu_id(self, device_name: str, memory: int | None = None) -> str | None:
+        """Short id of a device by the name that its driver prints; None for an unknown one.
+
+        Args:
+            memory: bytes that NVML counts. A slice of a GPU (MIG) bears the name of the whole and has neither
+                its memory nor its bandwidth: it is not that GPU.
+        """
         matches = [(len(gpu.name), id_) for id_, gpu in self.gpus.items() if gpu.name in device_name]
-        return max(matches)[1] if matches else None
+        found = max(matches)[1] if matches else None
+        if found and memory is not None and memory < CUDA_OF_NVML[0] * self.gpus[found].memory_bytes:
+            return None
+        return found
 
     def price_date(self, id_: str) -> datetime.date:
         """When the price of a GPU type was true."""
         return self.gpus[id_].price_date or self.prices.date
-
-    def find_gpu(self, text: str) -> str:
-        """The id that a person means: an id, a product name or a Kubernetes label, in any case.
-
-        Raises:
-            InvalidSpec: nothing is called so; the message names the nearest.
-        """
-        wanted = _plain(text)
-        for id_, gpu in self.gpus.items():
-            if wanted in {_plain(name) for name in (id_, gpu.name, gpu.kubernetes) if name}:
-                return id_
-        by_plain = {_plain(id_): id_ for id_ in self.gpus}
-        near = difflib.get_close_matches(wanted, by_plain, n=1)
-        hint = f" Did you mean {by_plain[near[0]]!r}?" if near else ""
-        raise InvalidSpec(
-            f"There is no GPU type {text!r} in the profiles.{hint}",
-            f"Known ids: {', '.join(self.gpus)}. hardware_profiles.yaml defines them.",
-        )
-
-    def check_ids(self, ids: list[str], field: str) -> None:
-        """Raise InvalidSpec for a GPU id that is not in the file."""
-        for id_ in ids:
-            if id_.lower() not in self.gpus:
-                near = difflib.get_close_matches(id_.lower(), self.gpus, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise InvalidSpec(
-                    f"NodeSelector {field} names an unknown GPU {id_!r}.{hint}",
-                    f"Known ids: {', '.join(self.gpus)}. hardware_profiles.yaml defines them.",
-                )
-
-
-def _plain(name: str) -> str:
-    """A name without what people write differently: case, maker, blanks and dashes."""
-    return re.sub(r"[^a-z0-9]", "", name.lower().removeprefix("nvidia"))
 
 
 def find(home: Path, explicit: Path | None = None) -> Path:
@@ -158,14 +186,67 @@ def load(path: Path = SHIPPED) -> Profiles:
         InvalidSpec: no such file, not YAML, or a field is wrong; the message names file and field.
     """
     try:
-        # The C parser where there is one: a fifth of the time, and planning is done while someone waits.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        return Profiles.model_validate(yaml.load(path.read_text(), loader))
+        text = path.read_text(encoding="utf-8")
+        found = yaml.load(text, _Loader)
     except OSError as error:
         raise InvalidSpec(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InvalidSpec(f"{path}, line {line}: that is not text in UTF-8.", "Save it as UTF-8.") from None
     except yaml.YAMLError as error:
         raise InvalidSpec(f"{path} is not valid YAML: {error}", "Mend it, or remove it.") from None
+    if not isinstance(found, dict):
+        what = "is empty" if found is None else "does not hold fields"
+        raise InvalidSpec(f"{path} {what}.", "Copy the shipped hardware_profiles.yaml, or remove the file.")
+    try:
+        return Profiles.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InvalidSpec(f"{path}: {where}: {first['msg']} (found {first['input']!r}).") from None
+        raise _wrong(path, error) from None
+
+
+class _Loader(_Fastest):  # pyright: ignore[reportGeneralTypeIssues]
+    """Refuses what YAML lets pass: a key twice, of which the first would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is there twice, first in line {seen[key.value]}",
+                    problem_mark=key.start_mark,
+                )
+            seen[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+def _wrong(path: Path, error: ValidationError) -> InvalidSpec:
+    """A misspelt field is told before the one that is missing for it."""
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    where = ".".join(str(part) for part in first["loc"])
+    value = first["input"] if isinstance(first["input"], str | int | float) else None
+    quoted = f" (found {value!r})" if value is not None and first["type"] != "missing" else ""
+    message = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+    return InvalidSpec(
+        f"{path}, line {_line(path, first['loc'])}: {where}: {message}{quoted}.",
+        "Mend that field; the shipped hardware_profiles.yaml shows what belongs there.",
+    )
+
+
+def _line(path: Path, place: tuple[int | str, ...]) -> int:
+    """The line of a field, or of the innermost thing around it that is there; counted from 1."""
+    node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    line = 1
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            keyed = {key.value: (key, value) for key, value in node.value}
+            if part not in keyed:
+                break
+            key, node = keyed[part]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -29,12 +29,12 @@ def view(facts: ModelFacts, request: Request, profiles: Profiles, best: Choice) 
         return answer("not checked", True)
     length = best.max_model_len
     asked = request.model_copy(
-        update={"max_model_len": length, "max_price": None, "max_tpot_ms": None, "gpu": None,
+        update={"max_model_len": length or None, "max_price": None, "max_tpot_ms": None, "gpu": None,
                 "gpu_count": None, "tensor_parallel": None, "pipeline_parallel": None,
                 "expert_parallel": None, "engine_version": request.engine_version if best.gpu_count else ""}
     )  # fmt: skip
     found = Ways(facts, asked, profiles).consider(offer)
-    wanted = f"{length:,} tokens"
+    wanted = f"{length:,} tokens" if length else "its weights"
     if request.concurrency > 1:
         wanted = f"{request.concurrency} requests of {wanted}"
     words = f"{tier.gpu_count} × {tier.min_vram_gb_per_gpu} GB ({offer.gpu}, ${offer.hourly or 0:.2f}/h)"
@@ -44,11 +44,11 @@ def view(facts: ModelFacts, request: Request, profiles: Profiles, best: Choice) 
     if best.gpu_count and best.fits and best.price_per_hour is not None and offer.hourly is not None:
         if best.price_per_hour < offer.hourly:
             return answer(
-                f"{words} are more than {wanted} need; {best.label} does for ${best.price_per_hour:.2f}/h",
+                f"{words} are more than {wanted} need; {best.label} is enough, ${best.price_per_hour:.2f}/h",
                 False,
             )
-        return answer(f"{words} do for {wanted}", True)
-    return answer(f"{words} would do for {wanted}", True)
+        return answer(f"{words} are enough for {wanted}", True)
+    return answer(f"{words} would be enough for {wanted}", True)
 
 
 def cheapest(tier: Tier, profiles: Profiles) -> Offer | None:

@@ -1,21 +1,26 @@
-"""How releases of an engine differ in what they do with memory: every prediction is keyed by these.
+"""What one release of an engine does with memory: every prediction is keyed by it.
 
-[src] is read in vLLM's source, [log] in published start-up logs, [fit] fitted to published measurements
-(benchmarks/data/memory-calibration.csv, all of vLLM 0.11).
+The numbers are data, `releases` in hardware_profiles.yaml, where each has its source; here they are picked.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 from chutes.exception import InvalidSpec
+from chutes.hardware import profiles as shelf
+from chutes.hardware import sglang
+from chutes.hardware.profiles import Profiles
+from chutes.hardware.releases import BatchClass, Releases, SecondRunner, SparseMla, parse
+from chutes.hardware.terms import KvDtype, Setting
+from chutes.model.facts import ModelFacts
+
+__all__ = ["EngineBehaviour", "behaviour", "newest", "parse"]
 
 GIB = 1 << 30
-
-NEWEST = {"vllm": "0.32.0", "sglang": "0.5.0"}
-"""What an empty version means: the newest release that these rules were read in."""
 
 
 @dataclass(frozen=True)
@@ -24,131 +29,177 @@ class EngineBehaviour:
 
     engine: str
     version: str
-    default_utilization: float
-    cuda_graphs_subtracted: bool
+    default_utilization: float | None
+    """None: the engine works it out of GPU and layout."""
+    cuda_graphs_subtracted: bool = False
     """Whether the CUDA graphs' memory comes out of the budget before the KV cache is sized. Where not, they
     live in what the budget leaves over, and a high utilization runs out of memory after start-up."""
-    in_flight_factor: int
+    in_flight_batches: int = 1
     """Scheduled batches whose tokens sliding and chunked layers hold at once, on a GPU without pipeline."""
-    token_count: Literal["blocks", "concurrency"]
+    token_count: Literal["blocks", "concurrency"] = "blocks"
     """How "KV cache size: N tokens" is made: blocks // groups x block size, or concurrency x length."""
-    sampler_bytes: float
+    sampler_bytes: float = 0.0
     """Bytes of the sampler's dummy run for each of (sequences x vocabulary)."""
-    cuda_graph_bytes: int
+    cuda_graph_bytes: int = 0
     """Expected of the CUDA graphs of one GPU."""
-    cuda_graph_most: int
+    cuda_graph_most: int = 0
     """The most that was seen of them."""
-    null_block: bool = True
+    null_block: bool = False
     """Whether the block that the pool holds back is counted when a start is refused."""
+    hybrid_prefix_caching: bool = False
+    """Whether models with linear layers cache prefixes unasked: their requests then keep a second state."""
+    prefill_checkpoints: bool = False
+    """Whether they keep states inside a prefill beside it."""
+    hybrid_with_chunks: bool = True
+    """Whether layers with chunked attention drop what they no longer see; where not, they keep everything."""
+    one_item_tokens: Mapping[str, int] = field(default_factory=dict)
+    """By architecture: tokens of the largest image or video, where it must be in one batch."""
+    sparse_mla: Mapping[int, SparseMla] = field(default_factory=dict)
+    """By major compute capability: where sparse MLA has a kernel, and how it keeps 8 bits."""
+    fp8_cache_unasked: tuple[str, ...] = ()
+    """Architectures whose cache is in fp8 on compute capability 10.x when no format is asked for."""
+    batches: tuple[BatchClass, ...] = ()
+    second_runner: SecondRunner = field(default_factory=SecondRunner)
+    on_second_runner: bool = False
     note: str = ""
 
     def default_batch(self, gpu_bytes: int, gpu_name: str = "") -> tuple[int, int]:
         """(max_num_batched_tokens, max_num_seqs) of the API server when nothing is asked for.
 
-        vLLM 0.32 engine/arg_utils.py, `get_batch_defaults` [src]. An A800 is not an A100 there. When the
-        class of 160 GiB came was not read: it is taken for every version.
+        vLLM engine/arg_utils.py, `get_batch_defaults`. An A800 is not an A100 there.
         """
-        if gpu_bytes >= 160 * GIB:
-            return 16_384, 1024
-        if gpu_bytes >= 70 * GIB and "a100" not in gpu_name.lower() and "gb10" not in gpu_name.lower():
-            return 8192, 1024
-        return 2048, 256
+        name = gpu_name.lower()
+        for one in self.batches:
+            if gpu_bytes >= one.from_gib * GIB and not any(part in name for part in one.not_named):
+                return one.max_num_batched_tokens, one.max_num_seqs
+        raise AssertionError("the last class takes every GPU")
+
+    def batch(
+        self, facts: ModelFacts, setting: Setting, gpu_bytes: int, gpu_name: str = ""
+    ) -> tuple[int, int]:
+        """(max_num_batched_tokens, max_num_seqs) as they are settled; vLLM engine/arg_utils.py
+        `_set_default_max_num_seqs_and_batched_tokens_args`.
+
+        Where only the number of requests is given and the batch is smaller, vLLM refuses to start; here the
+        batch is raised, because a plan tells the engine both.
+        """
+        tokens, seqs = self.default_batch(gpu_bytes, gpu_name)
+        if setting.max_num_seqs is not None:
+            seqs = setting.max_num_seqs
+        if setting.max_num_batched_tokens is None:
+            if facts.attention == "encoder":  # a prompt is not cut, it sees itself from both ends
+                tokens = max(tokens, setting.max_model_len)
+            tokens = max(tokens, self.one_item_tokens.get(facts.architecture, 0))
+            tokens = min(tokens, seqs * setting.max_model_len)
+            if setting.max_num_seqs is not None:
+                tokens = max(tokens, seqs)
+        else:
+            tokens = setting.max_num_batched_tokens
+        return tokens, seqs if setting.max_num_seqs is not None else min(seqs, tokens)
+
+    def cache_dtype(self, facts: ModelFacts, asked: KvDtype, capability: tuple[int, int]) -> KvDtype:
+        """What the cache is kept in on a GPU where `asked` was asked for; models/config.py of vLLM."""
+        small = asked == "fp8" or facts.kv_cache_fp8 or self.unasked_fp8(facts, capability)
+        return "fp8" if small else "auto"
+
+    def unasked_fp8(self, facts: ModelFacts, capability: tuple[int, int]) -> bool:
+        return facts.architecture in self.fp8_cache_unasked and capability[0] == 10
+
+    def packs_latent(self, cache: KvDtype, capability: tuple[int, int]) -> bool:
+        """Whether sparse MLA is kept in packed blobs; on a GPU that is not known as most kernels have it."""
+        how = self.sparse_mla.get(capability[0], "packed")
+        return how == "always" or (how == "packed" and cache == "fp8")
 
     def in_flight_tokens(self, max_num_batched_tokens: int, pipeline_parallel: int = 1) -> int:
-        """Tokens that are scheduled and not settled; vLLM 0.32 config/vllm.py `max_in_flight_tokens` [src].
+        """Tokens that are scheduled and not settled; vLLM config/vllm.py `max_in_flight_tokens`, since 0.26.
 
-        With a pipeline the V2 runner keeps one batch a stage and one more.
+        Two batches overlap under asynchronous scheduling. With a pipeline the second runner keeps one batch
+        a stage and one more; the first one does not overlap there. Before 0.26 one batch was counted whatever
+        the pipeline (v1/kv_cache_interface.py `SlidingWindowSpec.max_memory_usage_bytes`).
         """
-        batches = self.in_flight_factor if pipeline_parallel == 1 else pipeline_parallel + 1
+        batches = self.in_flight_batches
+        if batches > 1 and pipeline_parallel > 1:
+            batches = pipeline_parallel + (1 if self.on_second_runner else 0)
         return batches * max_num_batched_tokens
 
+    def running(self, facts: ModelFacts) -> EngineBehaviour:
+        """The same for one model: which of the two runners has it; vLLM config/vllm.py `use_v2_model_runner`.
 
-def parse(version: str) -> tuple[int, int]:
-    """(major, minor) of `0.11.1rc2`.
-
-    Raises:
-        InvalidSpec: that is no version.
-    """
-    found = re.match(r"v?(\d+)\.(\d+)", version.strip())
-    if not found:
-        raise InvalidSpec(
-            f"{version!r} is not a version of an engine.", "Write it as its release is called: 0.32.0"
+        Speculative decoding and other options that send a model back to the first runner are not planned.
+        """
+        runner = self.second_runner
+        linear = any(layer.kind == "linear" for layer in facts.layers_attention)
+        listed = facts.architecture in runner.architectures
+        if runner.listed_only_plain:
+            listed = listed and facts.experts is None and facts.quantization is None
+        chosen = {
+            "none": False,
+            "listed": listed,
+            "dense": listed or (facts.experts is None and not linear),
+            "all": True,
+        }[runner.models]
+        if not chosen:
+            return self
+        return replace(
+            self,
+            on_second_runner=True,
+            sampler_bytes=runner.sampler_bytes,
+            cuda_graphs_subtracted=self.cuda_graphs_subtracted and runner.cuda_graphs_estimated,
         )
-    return int(found[1]), int(found[2])
 
 
-_OLD = EngineBehaviour(
-    engine="vllm",
-    version="",
-    default_utilization=0.90,  # [src]
-    cuda_graphs_subtracted=False,  # [src] VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS came on with 0.21
-    in_flight_factor=1,  # 0.23 needs exactly what a factor of 1 gives for gemma-4-31B [log]
-    token_count="blocks",  # [src] until vllm#51041
-    # [fit] over six models, 0.02 GiB. Top-k and top-p sort in float32 with 64-bit indices, softmax, sum.
-    sampler_bytes=38.35,
-    # -0.88 … +1.03 GiB over eight measurements of 0.11, median -0.4 [log]: capturing frees about as much
-    # as it takes.
-    cuda_graph_bytes=0,
-    cuda_graph_most=int(1.03 * GIB),
-    null_block=False,
-)
+def behaviour(engine: str, version: str, profiles: Profiles | None = None) -> EngineBehaviour:
+    """What is known of `version` (`0.32.0`, `0.11.1rc2`; empty: the newest read) of `engine`.
 
-
-def behaviour(engine: str, version: str) -> EngineBehaviour:
-    """What is known of `version` (`0.32.0`, `0.11.1rc2`; empty: the newest known) of `engine`.
+    Args:
+        profiles: whose `releases` say it; those that are shipped where it is None or has none.
 
     Raises:
         InvalidSpec: an engine that is not known here, or a version that is no version.
     """
-    if engine not in NEWEST:
-        raise InvalidSpec(
-            f"The memory use of engine {engine!r} is not known.", f"Known are: {', '.join(NEWEST)}."
-        )
-    version = version or NEWEST[engine]
-    number = parse(version)
     if engine == "sglang":
-        return _sglang(version)
-    rules = replace(_OLD, version=version)
-    if number >= (0, 21):
-        rules = replace(
-            rules,
-            default_utilization=0.92,  # [src]
-            cuda_graphs_subtracted=True,  # [src]
-            token_count="concurrency",  # [src]
-            null_block=True,  # [src] read in 0.32
-            # 0.5 … 1.9 GiB in logs of 0.2x [log]: their geometric middle.
-            cuda_graph_bytes=GIB,
-            cuda_graph_most=int(1.9 * GIB),
+        version = version or sglang.READ
+        parse(version)
+        return EngineBehaviour(engine, version, None, note=sglang.note(version))
+    known = _releases(engine, profiles)
+    version = version or known.read_up_to
+    found = known.of(version)
+    newer = parse(version) > parse(known.read_up_to)
+    names = EngineBehaviour.__dataclass_fields__.keys() & found.keys()
+    settled = {name: found[name] for name in names} | {
+        "batches": tuple(found["batches"]),
+        "fp8_cache_unasked": tuple(found["fp8_cache_unasked"]),
+        "cuda_graph_bytes": int(found["cuda_graph_gib"] * GIB),
+        "cuda_graph_most": int(found["cuda_graph_most_gib"] * GIB),
+    }
+    oldest = known.rules[0].since
+    if parse(version) < parse(oldest):
+        settled["note"] = (
+            f"{engine} {version} is older than {oldest}, the first release whose rules were read, and is "
+            "counted as that one"
         )
-    if number >= (0, 24):
-        # Two batches overlap under asynchronous scheduling [src 0.32]; 0.23 counts one [log]. What lies
-        # between was not read: the larger is taken.
-        rules = replace(rules, in_flight_factor=2)
-    if number >= (0, 28):
-        # The V2 runner's dummy run skips top-k and top-p: logits in 16 bits and a float32 copy of them
-        # (worker/gpu/model_runner.py, sample/sampler.py in 0.32 [src]), with the gather across ranks. On
-        # 0.28 the whole transient of Qwen2.5-7B on an L4 was 14 bytes for each of them [log].
-        rules = replace(rules, sampler_bytes=14.0)
-    return rules
+    if newer:
+        settled["note"] = (
+            f"{engine} {version} is newer than {known.read_up_to}, the last release whose rules were read, "
+            "and is counted as that one"
+        )
+    return EngineBehaviour(engine=engine, version=version, **settled)
 
 
-def _sglang(version: str) -> EngineBehaviour:
-    """SGLang gives weights and KV cache one static share and leaves the rest to everything else.
+def newest(engine: str) -> str:
+    """The newest release whose source was read."""
+    return behaviour(engine, "").version
 
-    Only its rule is known here, not measurements: static = total x mem_fraction_static, and what the weights
-    leave of it is the KV cache (server_args.py). The default depends on GPU and tp; 0.88 is its usual value.
-    """
-    return EngineBehaviour(
-        engine="sglang",
-        version=version,
-        default_utilization=0.88,
-        cuda_graphs_subtracted=False,
-        in_flight_factor=1,
-        token_count="blocks",
-        sampler_bytes=0.0,
-        cuda_graph_bytes=GIB,
-        cuda_graph_most=int(1.9 * GIB),
-        null_block=False,
-        note="SGLang's activations and graphs live in what its static share leaves; no measurements "
-        "of it stand behind this estimate",
-    )
+
+def _releases(engine: str, profiles: Profiles | None) -> Releases:
+    own = profiles.releases if profiles is not None else {}
+    found = own.get(engine) or _shipped().releases.get(engine)
+    if found is None:
+        known = ", ".join(sorted({*own, *_shipped().releases, "sglang"}))
+        raise InvalidSpec(f"The memory use of engine {engine!r} is not known.", f"Known are: {known}.")
+    return found
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> Profiles:
+    return shelf.load()

@@ -50,6 +50,12 @@ def stages(layers: int, pipeline_parallel: int) -> list[range]:
     return found
 
 
+def stages_of(facts: ModelFacts, pipeline_parallel: int) -> list[range]:
+    """The places of the layers of each pipeline stage; layers that keep nothing of a request are cut too."""
+    places = [layer.place for layer in facts.layers_attention]
+    return stages(max(facts.layers or 0, max(places, default=-1) + 1), pipeline_parallel)
+
+
 def loaded_bytes(facts: ModelFacts) -> int:
     """Bytes of all weights once they are loaded on GPUs.
 

@@ -21,6 +21,9 @@ class LayerAttention(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: Kind
+    place: int = 0
+    """Which layer of the model it is, from 0: layers that keep nothing are not listed, and count where a
+    pipeline is cut."""
     kv_heads: int = 0
     """Key-value heads; 1 for MLA, whose latent is shared by all heads; 0 for linear attention."""
     head_dim_k: int = 0
@@ -29,8 +32,14 @@ class LayerAttention(BaseModel):
     """The same of values; 0 for MLA, which keeps no values beside the latent."""
     window: int = 0
     """Tokens that a sliding layer sees, or tokens of one chunk; 0 for the other kinds."""
+    sparse: bool = False
+    """MLA that reads only the tokens that an indexer picks (DeepSeek V3.2): it has kernels of its own."""
     index_dim: int = 0
-    """Elements a token of a sparse-attention indexer's key (DeepSeek V3.2), kept in 8 bits."""
+    """Elements a token of that indexer's key, kept in 8 bits; 0 where a layer uses another's choice."""
+    key_heads: int = 0
+    """Linear attention: heads of keys, or groups that share them; each is on one rank."""
+    value_heads: int = 0
+    """Linear attention: heads of the recurrent state; each is on one rank."""
     conv_elements: int = 0
     """Linear attention: elements of the convolution's state of one request, in the model's dtype."""
     state_elements: int = 0
@@ -40,6 +49,10 @@ class LayerAttention(BaseModel):
     checkpoints: int = 0
     """Linear attention: states kept beside the running one while a prefill may be cached, one more than for
     any such layer (Mamba-2, vLLM mamba_mixer2.py; KDA on GPUs with its own kernel, kda.py)."""
+
+    def __hash__(self) -> int:
+        # A plan looks up what was worked out for these layers thousands of times: all fields take too long.
+        return hash((self.kind, self.place))
 
 
 class Unknown(Exception):
@@ -55,6 +68,15 @@ def layers(text: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
     Raises:
         Unknown: the layout is not known here; the message says why.
     """
+    return tuple(
+        layer.model_copy(update={"place": place})
+        for place, layer in enumerate(_every(text))
+        if layer is not None
+    )
+
+
+def _every(text: Mapping[str, Any]) -> Sequence[LayerAttention | None]:
+    """One entry for each layer of the model; None for one that keeps nothing."""
     kind = str(text.get("model_type") or "")
     if kind in ("deepseek_v4", "deepseek_ref") or text.get("compress_ratios"):
         raise Unknown("its layers keep compressed keys at several ratios (DeepSeek V4), not modelled here")
@@ -154,7 +176,7 @@ def layer_kinds(text: Mapping[str, Any], count: int) -> list[str]:
     return ["sliding"] * count
 
 
-def _per_layer(text: Mapping[str, Any], count: int) -> tuple[LayerAttention, ...]:
+def _per_layer(text: Mapping[str, Any], count: int) -> list[LayerAttention | None]:
     _, kv_heads, keys, values = kv_geometry(text)
     shared = (
         whole(text, "num_kv_shared_layers") or 0
@@ -187,7 +209,7 @@ def _per_layer(text: Mapping[str, Any], count: int) -> tuple[LayerAttention, ...
         made["linear"] = _delta_net(text)
     if "sliding" in kinds and not window:
         raise Unknown("it has sliding layers and no sliding_window")
-    return tuple(made[kind] for kind in kinds)
+    return [*(made[kind] for kind in kinds), *[None] * shared]
 
 
 def _sparse_index(text: Mapping[str, Any]) -> int:
@@ -204,7 +226,11 @@ def _mla(text: Mapping[str, Any], count: int) -> tuple[LayerAttention, ...]:
     owners = text.get("indexer_types") or ["full"] * count
     return tuple(
         LayerAttention(
-            kind="mla", kv_heads=1, head_dim_k=latent, index_dim=index if owners[i] == "full" else 0
+            kind="mla",
+            kv_heads=1,
+            head_dim_k=latent,
+            sparse=index > 0,
+            index_dim=index if owners[i] == "full" else 0,
         )
         for i in range(count)
     )
@@ -229,6 +255,8 @@ def _delta_net(text: Mapping[str, Any]) -> LayerAttention:
         kind="linear",
         conv_elements=(2 * k_dim * k_heads + v_dim * v_heads) * (kernel - 1),
         state_elements=v_heads * v_dim * k_dim,
+        key_heads=k_heads,
+        value_heads=v_heads,
         state_bytes=_bytes_of(text.get("mamba_ssm_dtype")),
     )
 
@@ -244,6 +272,8 @@ def _kimi_linear(text: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
         kind="linear",
         conv_elements=3 * heads * dim * (kernel - 1),
         state_elements=heads * dim * dim,
+        key_heads=heads,
+        value_heads=heads,
         state_bytes=4,
         checkpoints=1,
     )
@@ -253,7 +283,7 @@ def _kimi_linear(text: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
     return tuple(latent[i] if i + 1 in full else state for i in range(count))
 
 
-def _nemotron_h(text: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
+def _nemotron_h(text: Mapping[str, Any]) -> list[LayerAttention | None]:
     """Mamba-2 (M), attention (*), feed-forward (-) and expert (E) layers; `mamba2_state_shape`."""
     pattern = text.get("hybrid_override_pattern") or text.get("layers_block_type") or ""
     _, kv_heads, keys, values = kv_geometry(text)
@@ -265,6 +295,9 @@ def _nemotron_h(text: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
         kind="linear",
         conv_elements=(heads * dim + 2 * groups * state) * (kernel - 1),
         state_elements=heads * dim * state,
+        # A single group is copied to every rank (mamba_mixer2.py); more must be divided like heads.
+        key_heads=groups if groups > 1 else heads,
+        value_heads=heads,
         state_bytes=_bytes_of(text.get("mamba_ssm_cache_dtype")) or 4,  # vLLM's default for Nemotron-H
         checkpoints=1,
     )
@@ -281,26 +314,27 @@ def _nemotron_h(text: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
     }
     if unknown := sorted({str(mark) for mark in pattern} - set(named)):
         raise Unknown(f"its layer pattern names {', '.join(unknown)}, which is not known here")
-    return tuple(layer for mark in pattern if (layer := named[mark]))
+    return [named[mark] for mark in pattern]
 
 
-def _nas(text: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
+def _nas(text: Mapping[str, Any]) -> list[LayerAttention | None]:
     """Nemotron-NAS: every block may have its own grouping, or no attention at all."""
     heads = whole(text, "num_attention_heads")
     hidden = whole(text, "hidden_size")
     if not heads or not hidden:
         raise Unknown("config.json does not say how many attention heads there are")
     dim = whole(text, "head_dim") or hidden // heads
-    kept: list[LayerAttention] = []
+    kept: list[LayerAttention | None] = []
     for block in text["block_configs"]:
         attention = block.get("attention") or {}
         if attention.get("no_op") or attention.get("replace_with_linear"):
+            kept.append(None)
             continue
         per_group = whole(attention, "n_heads_in_group")
         if not per_group:
             raise Unknown("a block of block_configs does not say how its heads are grouped")
         kept.append(LayerAttention(kind="full", kv_heads=heads // per_group, head_dim_k=dim, head_dim_v=dim))
-    return tuple(kept)
+    return kept
 
 
 def _bytes_of(dtype: object) -> int:

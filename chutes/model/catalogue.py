@@ -18,7 +18,7 @@ _FILE = Path(__file__).with_name("catalogue.json")
 
 SOURCE = "catalogue"
 
-# The published platform serves some models in confidential machines under this suffix.
+# The published platform serves some models in confidential machines under this suffix; source.base_name.
 _PLATFORM_SUFFIX = "-tee"
 
 
@@ -58,6 +58,7 @@ def find(name: str) -> ModelFacts | None:
             "replicated_bytes": facts.replicated_bytes or 0,
             "expert_bytes": facts.expert_bytes or 0,
             "embedding_bytes": facts.embedding_bytes or 0,
+            "unsized": "",
             "vision": facts.vision or entry.get("vision", False),
             "bytes_source": SOURCE if entry["exact"] else f"{SOURCE}, partly assumed",
         }

@@ -1,28 +1,21 @@
-"""Facts of a model that decide where it fits and how it is served: from config.json and safetensors headers.
+"""Facts of a model that decide where it fits and how it is served.
 
-A safetensors file begins with the length of its header (8 bytes, little endian), then that many bytes of
-JSON: {tensor name: {"dtype", "shape", "data_offsets": [begin, end]}}, then the data. A few kilobytes tell the
-size of any model. Format: https://huggingface.co/docs/safetensors/index#format
+They come from config.json and from the headers of safetensors files.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from chutes.exception import ModelError
-from chutes.model import attention, parameters, quantization, sanity
+from chutes.model import attention, exclusions, parameters, quantization, sanity, vision
 from chutes.model.attention import LayerAttention, Unknown, whole
 from chutes.model.pieces import Piece
 from chutes.model.quantization import DTYPE_BYTES, Quantization
 from chutes.model.tensors import FROM_HEADERS, Tensors
-
-MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation; real headers are below 10 MB
 
 _AGAIN = "The file is damaged or incomplete: fetch it again."
 
@@ -33,7 +26,6 @@ __all__ = [
     "Experts",
     "ModelFacts",
     "Quantization",
-    "safetensors_header",
 ]
 
 QUANTIZATION_FILE = "hf_quant_config.json"
@@ -135,8 +127,16 @@ class ModelFacts(BaseModel):
     audio: bool = False
     bytes_source: str = ""
     """Where parameters and bytes come from: FROM_HEADERS, FROM_CONFIG, ..."""
+    unsized: str = ""
+    """Why the bytes of the weights are not known, as a clause; empty when they are."""
     problem: str = ""
-    """Why the memory of this model's requests cannot be planned; empty when it can."""
+    """Why the memory of this model cannot be planned; empty when it can."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a plan of this model leaves out, for a person."""
+        parts = [name for name, there in (("vision", self.vision), ("audio", self.audio)) if there]
+        return tuple(f"the memory that its {part} encoder works in is not counted" for part in parts)
 
     @classmethod
     def from_config(
@@ -174,7 +174,7 @@ class ModelFacts(BaseModel):
         facts = cls(
             architecture=str(architectures[0]),
             model_type=str(config.get("model_type") or ""),
-            dtype=str(text.get("dtype") or text.get("torch_dtype") or "").removeprefix("torch."),
+            dtype=_dtype(text),
             layers=whole(text, "num_hidden_layers", "n_layer") or len(kinds) or None,
             hidden_size=hidden,
             attention_heads=heads,
@@ -193,7 +193,14 @@ class ModelFacts(BaseModel):
         )
         if not config:
             return facts
-        return facts.model_copy(update={**facts._kept(text), **facts._counted(text, config)})
+        known = {**facts._kept(text), **facts._counted(text, config)}
+        if facts.quantization is not None and (why := facts.quantization.unsized):
+            known["unsized"] = why
+            known["problem"] = known.get("problem") or (
+                f"cannot say how many bytes its weights have, because {why}; the headers of its safetensors "
+                "files would tell"
+            )
+        return facts.model_copy(update=known)
 
     def _kept(self, text: Mapping[str, Any]) -> dict[str, Any]:
         """Of what a request leaves behind in each layer."""
@@ -216,25 +223,27 @@ class ModelFacts(BaseModel):
         """Parameters and bytes by arithmetic; nothing where the layout is not known."""
         try:
             made = parameters.pieces(text)
-        except (Unknown, *_ODD):
-            return {}
+            if self.quantization is not None:
+                made = exclusions.marked(made, text, self.quantization)
+        except (Unknown, *_ODD) as error:
+            return {"unsized": str(error) if isinstance(error, Unknown) else "its fields have unusual types"}
         loaded = [piece for piece in made if not piece.mtp]
         width = DTYPE_BYTES.get(self.dtype, 2.0)
 
         def size(of: Iterable[Piece]) -> int:
             return quantization.total_bytes(of, self.quantization, width)
 
-        vision = _vision_parameters(config)
-        if self.quantization is not None and self.quantization.covers == "mixed":
-            return {"parameters": sum(piece.parameters for piece in made) + vision}
-        count = sum(piece.parameters for piece in loaded) + vision
+        seeing, exact = vision.parameters(config, self.hidden_size or 0)
+        if self.quantization is not None and self.quantization.unsized:
+            return {"parameters": sum(piece.parameters for piece in made) + seeing}
+        count = sum(piece.parameters for piece in loaded) + seeing
         routed = sum(piece.parameters for piece in loaded if piece.part == "expert")
         tied = not any(piece.part == "head" for piece in loaded)
         embedding = next(piece for piece in loaded if piece.part == "embedding")
         share = self.experts.per_token / self.experts.count if self.experts else 0.0
-        extra = round(vision * width)
+        extra = round(seeing * width)
         return {
-            "parameters": sum(piece.parameters for piece in made) + vision,
+            "parameters": sum(piece.parameters for piece in made) + seeing,
             "weights_bytes": size(made) + extra,
             "loaded_parameters": count,
             "loaded_bytes": size(loaded) + extra,
@@ -243,9 +252,9 @@ class ModelFacts(BaseModel):
             "embedding_bytes": size([embedding]),
             "tied_embeddings": tied,
             "active_parameters": round(
-                count - vision - (0 if tied else embedding.parameters) - routed * (1 - share)
+                count - seeing - (0 if tied else embedding.parameters) - routed * (1 - share)
             ),
-            "bytes_source": FROM_CONFIG + (", its vision part estimated" if vision else ""),
+            "bytes_source": FROM_CONFIG + ("" if exact else ", its vision part estimated"),
         }
 
     def with_headers(self, headers: Iterable[Mapping[str, Any]]) -> ModelFacts:
@@ -256,65 +265,10 @@ class ModelFacts(BaseModel):
         found = Tensors(self.layers or 0)
         for header in headers:
             found.add(header)
-        return self.model_copy(update=found.update(self))
-
-
-def safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of one safetensors file; the data is not read.
-
-    Raises:
-        ModelError: the file is shorter than its header says, or is not a safetensors file.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise ModelError(f"{path} has {size} bytes: no safetensors file is that short.", _AGAIN)
-            (length,) = struct.unpack("<Q", prefix)
-            # Checked before reading: eight wrong bytes would otherwise ask for exabytes of memory.
-            if length > min(MAX_HEADER_BYTES, size - 8):
-                raise ModelError(
-                    f"{path} claims a header of {length} bytes and has {size} bytes in all.", _AGAIN
-                )
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise ModelError(
-            f"{path} cannot be read: {error.strerror}.", "Check the path and its rights."
-        ) from None
-    except ValueError:  # not JSON, or not even UTF-8
-        raise ModelError(f"The header of {path} is not JSON.", _AGAIN) from None
-    check_header(header, str(path))
-    if (end := data_end(header)) > size - 8 - length:
-        raise ModelError(
-            f"{path} is cut off: its tensors need {end} bytes and {size - 8 - length} follow the header.",
-            _AGAIN,
-        )
-    return header
-
-
-def check_header(header: Any, where: str) -> None:
-    """Raise ModelError unless `header` has the shape of a safetensors header."""
-    good = isinstance(header, dict) and all(
-        isinstance(tensor, dict)
-        and isinstance(tensor.get("dtype"), str)
-        and _whole_numbers(tensor.get("shape"))
-        and _whole_numbers(tensor.get("data_offsets"))
-        and len(tensor["data_offsets"]) == 2
-        for name, tensor in header.items()
-        if name != "__metadata__"
-    )
-    if not good:
-        raise ModelError(f"The header of {where} does not describe tensors.", _AGAIN)
-
-
-def data_end(header: Mapping[str, Any]) -> int:
-    """Bytes of tensor data that `header` describes."""
-    return max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-
-
-def _whole_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, int) and v >= 0 for v in value)
+        update = found.update(self)
+        if update and self.unsized:
+            update |= {"unsized": "", "problem": "" if self.unsized in self.problem else self.problem}
+        return self.model_copy(update=update)
 
 
 def _language_model(config: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -326,6 +280,11 @@ def _language_model(config: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[
         (config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), Mapping)), {}
     )
     return {**config, **{k: v for k, v in nested.items() if v is not None}}, nested
+
+
+def _dtype(text: Mapping[str, Any]) -> str:
+    said = str(text.get("dtype") or text.get("torch_dtype") or "").lower().removeprefix("torch.")
+    return {"half": "float16", "float": "float32", "double": "float64"}.get(said, said)
 
 
 def _experts(text: Mapping[str, Any]) -> Experts | None:
@@ -353,17 +312,3 @@ def _kv_cache_fp8(text: Mapping[str, Any]) -> bool:
     return found.get("kv_cache_quant_algo") == "FP8" or (
         isinstance(scheme, Mapping) and scheme.get("num_bits") == 8
     )
-
-
-def _vision_parameters(config: Mapping[str, Any]) -> int:
-    """A vision transformer by rule of thumb: four square matrices and two of the feed-forward a layer (three
-    in Pixtral), and a projector of two matrices."""
-    vision = config.get("vision_config")
-    if not isinstance(vision, Mapping):
-        return 0
-    depth = whole(vision, "num_hidden_layers", "depth", "vt_num_hidden_layers") or 0
-    hidden = whole(vision, "hidden_size", "vt_hidden_size") or 0
-    inner = whole(vision, "intermediate_size", "vt_intermediate_size") or 4 * hidden
-    matrices = 3 if vision.get("model_type") == "pixtral" else 2
-    text = whole(_language_model(config)[0], "hidden_size") or 0
-    return depth * (4 * hidden * hidden + matrices * hidden * inner) + text * (hidden + text)

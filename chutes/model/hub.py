@@ -17,18 +17,18 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from chutes.exception import ModelError
-from chutes.model import packaged
-from chutes.model.facts import QUANTIZATION_FILE, ModelFacts, check_header
+from chutes.model import completeness, packaged
+from chutes.model.facts import QUANTIZATION_FILE, ModelFacts
+from chutes.model.files import RepoFile, choose, weight_files
 from chutes.model.packaged import Cancelled
+from chutes.model.safetensors import check_header
 
 Progress = Callable[[str, int, int], None]
 
@@ -41,23 +41,6 @@ FILE_THREADS = 4  # weights files are gigabytes each: more at once only share th
 CHUNK = 4 << 20
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
-
-# Never needed by an engine: other frameworks' weights, the maker's own format, pictures.
-_USELESS = (
-    *("*.onnx", "*.onnx_data", "*.h5", "*.msgpack", "*.tflite", "*.ot", "*.mlmodel", "*.pb", "*.npz"),
-    *("onnx/*", "openvino/*", "coreml/*", "original/*", "metal/*", "*.mlpackage/*"),
-    *("*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.mp4", "*.pdf", ".gitattributes", "*.md"),
-)
-
-
-@dataclass(frozen=True)
-class RepoFile:
-    """One file of a commit: `sha256` for large files, else `sha1` of git's blob."""
-
-    path: str
-    size: int
-    sha256: str | None
-    sha1: str | None
 
 
 def resolve(repo: str, revision: str | None) -> str:
@@ -83,32 +66,28 @@ def read_facts(repo: str, commit: str, models_dir: Path) -> ModelFacts:
         ModelError: as `resolve`, or the repository holds no readable config.json.
     """
     # The number grows with ModelFacts: what an older release kept would lack fields and look complete.
-    kept = models_dir / "facts" / f"{_flat(repo)}-{commit}.2.json"
+    kept = models_dir / "facts" / f"{_flat(repo)}-{commit}.3.json"
     with suppress(OSError, ValueError):
         return ModelFacts.model_validate_json(kept.read_text())
     with _explained(repo, commit):
-        from huggingface_hub import hf_hub_download
-
         files = [sibling.rfilename for sibling in _info(repo, commit).siblings or []]
         if "config.json" not in files:
             raise ModelError(
                 f"{repo} holds no config.json, so it is not a model that an engine can load.",
                 "Choose a repository in transformers format.",
             )
-        path = hf_hub_download(repo, "config.json", **_place(commit, models_dir))
-        try:
-            quantized = None
-            if QUANTIZATION_FILE in files:
-                beside = hf_hub_download(repo, QUANTIZATION_FILE, **_place(commit, models_dir))
-                quantized = json.loads(Path(beside).read_text())
-            facts = ModelFacts.from_config(json.loads(Path(path).read_text()), quantized)
-        except ValueError:
-            raise ModelError(
-                f"config.json of {repo} is not JSON.", "Report it to the model's owner."
-            ) from None
+        config = _parsed(repo, "config.json", commit, models_dir)
+        quantized, index = (
+            _parsed(repo, name, commit, models_dir) if name in files else None
+            for name in (QUANTIZATION_FILE, completeness.INDEX)
+        )
+        plain = ModelFacts.from_config(config, quantized)
+        weights = weight_files(files)
+        completeness.check_files(weights, index, repo)
         with ThreadPoolExecutor(HEADER_THREADS) as pool:
-            headers = list(pool.map(lambda name: _header(repo, commit, name), weight_files(files)))
-        facts = facts.with_headers(headers)
+            headers = list(pool.map(lambda name: _header(repo, commit, name), weights))
+        facts = plain.with_headers(headers)
+        completeness.check_size(plain, facts, repo)
     with suppress(OSError):  # not kept: asked again next time
         _write(kept, facts.model_dump_json())
     return facts
@@ -145,43 +124,6 @@ def fetch(
     with suppress(OSError):  # not kept: the hashes are compared again next time
         _write(kept, json.dumps({**places, "files": sizes}))
     return result
-
-
-def weight_files(names: Iterable[str]) -> list[str]:
-    """Which safetensors files an engine loads: those at the top, and of two complete sets only one."""
-    top = sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
-    # consolidated*.safetensors is the same weights again, in the maker's own layout.
-    return [name for name in top if name.startswith("model")] or [
-        name for name in top if not name.startswith("consolidated")
-    ] or top  # fmt: skip
-
-
-def choose(repo: str, files: list[RepoFile]) -> list[RepoFile]:
-    """The files to fetch: one set of weights (safetensors, else .bin, else .gguf) and what is not weights.
-
-    Raises:
-        ModelError: there are no weights, or only several GGUF files of which one would have to be chosen.
-    """
-    useful = [f for f in files if not any(fnmatchcase(f.path.lower(), pattern) for pattern in _USELESS)]
-    kinds = (".safetensors", ".bin", ".gguf", ".pth", ".pt")
-    rest = [f for f in useful if not f.path.endswith(kinds)]
-    wanted = set(weight_files(f.path for f in useful))
-    if weights := [f for f in useful if f.path in wanted]:
-        return rest + weights
-    for kind in (".safetensors", ".bin"):
-        if weights := [
-            f for f in useful if f.path.endswith(kind) and not f.path.endswith("training_args.bin")
-        ]:
-            return rest + weights
-    ggufs = [f for f in useful if f.path.endswith(".gguf")]
-    if len(ggufs) == 1:
-        return ggufs
-    if ggufs:
-        raise ModelError(
-            f"{repo} holds {len(ggufs)} GGUF files and no safetensors.",
-            "Use the repository that these were made from, or a local directory with one model.",
-        )
-    raise ModelError(f"{repo} holds no weights.", "Choose a repository with safetensors files.")
 
 
 # ------------------------------------------------------------------------------------------------ the hub
@@ -223,8 +165,27 @@ def _listing(repo: str, commit: str) -> list[RepoFile]:
     ]
 
 
+def _parsed(repo: str, name: str, commit: str, models_dir: Path) -> Any:
+    from huggingface_hub import hf_hub_download
+
+    path = Path(hf_hub_download(repo, name, **_place(commit, models_dir)))
+    try:
+        return completeness.read_json(path)
+    except ValueError as error:
+        raise ModelError(
+            f"{name} of {repo} is not JSON: {error}.", "Report it to the model's owner."
+        ) from None
+
+
 def _header(repo: str, commit: str, name: str) -> dict[str, Any]:
-    parsed = _api().parse_safetensors_file_metadata(repo, name, revision=commit)
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    try:
+        parsed = _api().parse_safetensors_file_metadata(repo, name, revision=commit)
+    except (SafetensorsParsingError, RecursionError, KeyError, TypeError):
+        raise ModelError(
+            f"The header of {name} of {repo} does not describe tensors.", "Report it to the model's owner."
+        ) from None
     header = {
         tensor: {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": list(info.data_offsets)}
         for tensor, info in parsed.tensors.items()

@@ -84,7 +84,8 @@ class Tensors:
         if not self.size:
             return {}
         # Two values or more in one stored integer: config.json knows better how many they are.
-        packed = facts.quantization is not None and facts.quantization.bits < 8 and facts.parameters
+        how = facts.quantization
+        packed = how is not None and (how.bits < 8 or how.covers == "unknown") and facts.parameters
         share = facts.experts.per_token / facts.experts.count if facts.experts else 0.0
         read_once = 0 if not self.head else self.embedding_elements
         most = self.size.most_common(1)[0][0]

@@ -18,7 +18,7 @@ pytestmark = [
 def test_every_gpu_is_known_to_the_profiles() -> None:
     shelf = profiles.load()
     for gpu in MACHINE.gpus:
-        id_ = shelf.gpu_id(gpu.name)
+        id_ = shelf.gpu_id(gpu.name, gpu.memory_total)
         assert id_ is not None, f"{gpu.name} is not in hardware_profiles.yaml"
         # CUDA hands out a little less than NVML counts.
         assert shelf.gpus[id_].memory_gib * (1 << 30) == pytest.approx(gpu.memory_total, rel=0.03)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ def test_the_screen_says_everything_once() -> None:
     ):
         assert label in done.stdout
     assert "\x1b" not in done.stdout
-    assert len(done.stdout.splitlines()) <= 50  # one screen of a large terminal
-    assert max(map(len, done.stdout.splitlines())) <= 110
+    assert len(done.stdout.splitlines()) <= 44  # one screen
+    assert max(map(len, done.stdout.splitlines())) <= 100
 
 
 def test_hardware_that_is_too_small_is_an_answer_not_an_error() -> None:
@@ -100,14 +100,36 @@ def test_hardware_that_is_too_small_is_an_answer_not_an_error() -> None:
     assert "too little" in done.stdout
 
 
+def test_scripts_can_tell_a_no_by_the_exit_code() -> None:
+    small = ("Qwen/Qwen3-32B", "--gpu", "l4", "--gpu-count", "1", "--check")
+    assert chutes(*small).returncode == 3
+    assert chutes(*small, "--json").returncode == 3
+    assert chutes("Qwen/Qwen3-8B", "--check").returncode == 0
+    failed = chutes("Qwen/Qwen3-8B", "--gpu", "foo", "--json")
+    assert failed.returncode == 1
+    assert json.loads(failed.stderr)["error"].startswith("There is no GPU type 'foo'")
+
+
+def test_an_ascii_terminal_is_written_to() -> None:
+    done = chutes("Qwen/Qwen3-8B", PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+    assert "2 x a4000" in done.stdout
+    assert "###" in done.stdout
+    assert "Traceback" not in chutes("--compare", PYTHONIOENCODING="ascii", LC_ALL="C").stderr
+
+
 def test_a_catalogue_model_is_planned_within_a_second() -> None:
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     taken = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = spent()
         assert chutes("openai/gpt-oss-120b").returncode == 0
-        taken.append(time.perf_counter() - began)
-    # 0.5 s here when idle. The best of three: other tests share the cores.
-    assert min(taken) < 1.5
+        taken.append(spent() - began)
+    # Of the processor, which is all that it waits for: 0.5 s here, whatever else runs beside it.
+    assert min(taken) < 1
 
 
 def test_here() -> None:
@@ -153,6 +175,7 @@ def test_files_cut_short(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["Qwen/Qwen3-32B", "--max-model-len", "-5"], "--max-model-len -5 cannot be meant"),
+        (["Qwen/Qwen3-32B", "--max-model-len", "lots"], "is not a number of tokens"),
         (["Qwen/Qwen3-32B", "--concurrency", "0"], "--concurrency 0 cannot be meant"),
         (["Qwen/Qwen3-32B", "--gpu-count", "100000"], "--gpu-count 100000 cannot be meant"),
         (["Qwen/Qwen3-32B", "--gpu-memory-utilization", "90"], "is not a share"),

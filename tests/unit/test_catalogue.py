@@ -11,6 +11,7 @@ import pytest
 from chutes.hardware.memory import kv_bytes_per_token
 from chutes.model import catalogue
 from chutes.model.facts import ModelFacts
+from chutes.model.known import know
 
 ENTRIES = json.loads((Path(catalogue.__file__).with_name("catalogue.json")).read_text())
 
@@ -109,3 +110,8 @@ def test_loaded_is_less_than_stored_where_there_is_an_mtp_layer():
     facts = catalogue.find("deepseek-ai/DeepSeek-V3.1")
     assert facts is not None
     assert (facts.weights_bytes, facts.loaded_bytes) == (688_574_839_360, 673_150_611_808)
+
+
+def test_what_a_plan_leaves_out_is_said_beside_where_its_facts_come_from(tmp_path: Path):
+    assert "vision encoder works in is not counted" in know("google/gemma-3-27b-it", None, tmp_path).origin
+    assert "encoder" not in know("Qwen/Qwen3-8B", None, tmp_path).origin

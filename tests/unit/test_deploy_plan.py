@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from chutes import config as settings
 from chutes.chute.node_selector import NodeSelector
-from chutes.chute.spec import ChuteSpec
+from chutes.chute.spec import ChuteSpec, EngineSpec
+from chutes.control.deploying import draft
+from chutes.exception import InvalidSpec, ModelError
 from chutes.hardware import profiles
 from chutes.hardware.devices import Gpu, Machine
 from chutes.hardware.plan import Plan, plan
@@ -86,3 +93,51 @@ def test_what_the_author_left_open_stays_open_on_its_way() -> None:
 
     assert sent(NodeSelector()).model_fields_set == set()
     assert sent(NodeSelector(gpu_count=1)).model_fields_set == {"gpu_count"}
+
+
+CPU = Machine(cpus=2, memory_total=32 * GIB, memory_available=24 * GIB)
+
+
+def test_a_selector_that_is_too_small_is_said_where_there_is_no_gpu_too() -> None:
+    small = planned("Qwen/Qwen3-32B", CPU, gpu_count=1, min_vram_gb_per_gpu=24)
+    assert not small.fits
+    said = " ".join(small.reasons)
+    assert "of 24 GB be chosen, which would not hold the model" in said
+    assert "too little" in said
+    assert "would do" in small.fix
+    assert "min_vram_gb_per_gpu=48" in small.fix
+    assert "would not hold" not in " ".join(planned("Qwen/Qwen3-32B", CPU).reasons)
+    roomy = planned("Qwen/Qwen3-32B", CPU, gpu_count=4, min_vram_gb_per_gpu=80)
+    assert "would not hold" not in " ".join(roomy.reasons)
+
+
+def test_the_processors_are_told_what_was_counted() -> None:
+    found = planned("HuggingFaceTB/SmolLM2-135M-Instruct", CPU)
+    assert value(found.engine_args, "--max-num-seqs") == "32"
+    assert value(found.engine_args, "--max-num-batched-tokens") == "2048"
+    fixed = planned("HuggingFaceTB/SmolLM2-135M-Instruct", CPU, ["--max-num-seqs", "4"])
+    assert "--max-num-seqs" not in fixed.engine_args
+
+
+def spec(model: str, **selector: object) -> ChuteSpec:
+    engine = EngineSpec(name="vllm", model=model, args=[])
+    return ChuteSpec(
+        uid="u", username="you", name=model, node_selector=NodeSelector(**selector), engine=engine
+    )
+
+
+def test_a_dry_run_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("CHUTES_HOME", str(tmp_path))
+    config = settings.load()
+    found = draft(spec("zai-org/GLM-4.6-TEE"), config, offline=True)
+    assert found.facts is not None
+    assert "zai-org/GLM-4.6 (-TEE" in found.source.note
+    assert "catalogue" in found.source.note
+    with pytest.raises(ModelError, match="cannot be reached"):
+        draft(spec("Qwen/Qwen3-32B"), config)
+    with pytest.raises(ModelError) as caught:
+        draft(spec("Qwen/Qwen3-8"), config, offline=True)
+    assert "Qwen/Qwen3-8B" in caught.value.fix
+    with pytest.raises(InvalidSpec, match="Did you mean 'h100'"):
+        draft(spec("Qwen/Qwen3-8", include=["h10"]), config, offline=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from chutes.chute.node_selector import NodeSelector
 from chutes.exception import InvalidSpec
 from chutes.hardware import devices, profiles
 from chutes.hardware.devices import Gpu, Machine
+from chutes.hardware.offers import of_machine
 from chutes.hardware.plan import GIB, plan
+from chutes.hardware.versions import behaviour
 from chutes.model.facts import ModelFacts
 
 SHELF = profiles.load()
@@ -132,3 +135,97 @@ def test_a_broken_file_names_itself_and_the_field(tmp_path: Path) -> None:
         profiles.load(broken)
     with pytest.raises(InvalidSpec, match="cannot be read"):
         profiles.load(tmp_path / "absent.yaml")
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Path:
+    """The shipped profiles with one change, and where it is."""
+    text = profiles.SHIPPED.read_text()
+    assert old in text
+    path = tmp_path / "hardware_profiles.yaml"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "default_utilization: 0.92",
+            "default_utilization: 92",
+            "default_utilization: .*less than or equal to 1",
+        ),
+        ("token_count: concurrency", "token_count: tokens", "token_count: .*'blocks' or 'concurrency'"),
+        ("null_block: true", "nul_block: true", "nul_block: there is no such field"),
+        ('since: "0.20.1"', 'since: "0.19.0"', "ordered by `since`"),
+        ('since: "0.20.1"', 'since: "next"', "not a version"),
+        ("prefill_checkpoints: false", "", "it lacks prefill_checkpoints"),
+    ],
+)
+def test_a_wrong_release_names_its_line(tmp_path: Path, old: str, new: str, words: str):
+    path = edited(tmp_path, old, new)
+    with pytest.raises(InvalidSpec, match=words) as caught:
+        profiles.load(path)
+    line = int(re.findall(r", line (\d+):", str(caught.value))[0])
+    lines = path.read_text().splitlines()
+    if new and "ordered" not in words:
+        assert new.partition(":")[0].strip() in lines[line - 1]
+    else:
+        assert "vllm" in lines[line - 1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("  a4000:\n", '  "3090":\n', r"'3090' is there twice, first in line \d+"),
+        (
+            "memory_gib: 47.40, nvml_mib: 49140",
+            "memory_gib: 480, nvml_mib: 49140",
+            r"a6000: .*nvml_mib 49140",
+        ),
+        ("usd_per_hour: 0.25}", "usd_per_hour: .inf}", r"3090\.usd_per_hour: .*finite"),
+        ("bandwidth_gbps: 936", "bandwidth_gbps: true", r"3090\.bandwidth_gbps: .*valid number.*True"),
+        ('capability: "8.6"', 'capability: "8.6.1"', r"3090\.capability: .*as in '9.0'"),
+        ("up_to_billion: 13,", "up_to_billion: 90,", "tiers: .*ordered"),
+        ("up_to_billion: null", "up_to_billion: 700", "tiers: .*last tier"),
+        ("  sglang:\n    cuda:", "  foo:\n    cuda:", "foo is not an engine"),
+        ('    cuda:\n      version: "0.32.0"\n', "", "vllm lacks cuda"),
+        ('cuda:\n      version: "0.32.0"', "cuda:\n      version: banana", r"cuda\.version: .*banana"),
+        ("memory_gib: 23.56", "memory_gb: 23.56", r"3090\.memory_gb: there is no such field"),
+        ("memory_gib: 23.56, ", "", r"3090\.memory_gib: Field required\."),
+    ],
+)
+def test_what_the_profiles_may_not_say(tmp_path: Path, old: str, new: str, words: str):
+    with pytest.raises(InvalidSpec, match=rf"hardware_profiles\.yaml.*{words}|(?s:{words})"):
+        profiles.load(edited(tmp_path, old, new))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"hardware_profiles\.yaml is empty"),
+        (b"- 1\n", "does not hold fields"),
+        (b"tiers: 1\nname: \xff\n", "line 2: that is not text in UTF-8"),
+    ],
+)
+def test_files_that_are_no_profiles(tmp_path: Path, content: bytes, words: str):
+    path = tmp_path / "hardware_profiles.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InvalidSpec, match=words):
+        profiles.load(path)
+
+
+def test_a_slice_of_a_gpu_is_not_the_gpu():
+    name = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    assert SHELF.gpu_id(name, 10 * GIB) is None
+    assert SHELF.gpu_id("NVIDIA H100 80GB HBM3", 81_559 << 20) == "h100_sxm"
+    slices = box(Gpu(0, name, int(9.75 * GIB), int(9.75 * GIB), (9, 0), "MIG-0"))
+    (offer,) = of_machine(slices, SHELF)
+    assert (offer.gpu, offer.type) == (name, None)
+    assert offer.memory < 9.75 * GIB
+
+
+def test_a_user_edits_what_a_release_does(tmp_path: Path):
+    own = profiles.load(edited(tmp_path, "default_utilization: 0.92", "default_utilization: 0.85"))
+    assert behaviour("vllm", "0.32.0", own).default_utilization == 0.85
+    assert behaviour("vllm", "0.32.0").default_utilization == 0.92
+    assert behaviour("vllm", "0.32.0", own.model_copy(update={"releases": {}})).default_utilization == 0.92

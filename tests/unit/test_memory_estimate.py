@@ -19,7 +19,7 @@ from chutes.hardware.memory import (
     kv_bytes_per_token,
     weights_per_gpu,
 )
-from chutes.hardware.versions import NEWEST, behaviour, parse
+from chutes.hardware.versions import behaviour, newest, parse
 from chutes.hardware.weights import stages
 from chutes.model import catalogue
 from chutes.model.facts import ModelFacts
@@ -37,6 +37,7 @@ MODELS = [
 ]
 VERSIONS = ["0.11.0", "0.20.1", "0.23.0", "0.32.0"]
 SIZES = [1, 2, 4, 8]
+RULES = behaviour("vllm", "0.32.0")
 
 names = st.sampled_from(MODELS)
 versions = st.sampled_from(VERSIONS)
@@ -191,16 +192,61 @@ def test_by_how_much_it_does_not_fit_is_said():
 
 
 def test_releases_differ():
-    old, new = behaviour("vllm", "0.20.2"), behaviour("vllm", "0.21.0")
+    old, new, newer = (behaviour("vllm", version) for version in ("0.19.1", "0.20.0", "0.20.1"))
     assert (old.default_utilization, new.default_utilization) == (0.90, 0.92)
     assert (old.cuda_graphs_subtracted, new.cuda_graphs_subtracted) == (False, True)
-    assert behaviour("vllm", "").version == NEWEST["vllm"]
-    assert parse("0.11.1rc2") == (0, 11)
-    h100, a100, a800 = 79 * GIB, 79 * GIB, 79 * GIB
-    assert new.default_batch(h100, "NVIDIA H100 80GB HBM3") == (8192, 1024)
-    assert new.default_batch(a100, "NVIDIA A100-SXM4-80GB") == (2048, 256)
-    assert new.default_batch(a800, "NVIDIA A800-SXM4-80GB") == (8192, 1024)
+    assert (new.token_count, newer.token_count) == ("blocks", "concurrency")
+    assert behaviour("vllm", "").version == newest("vllm") == "0.33.0"
+    assert parse("0.11.1rc2") == (0, 11, 1)
+    assert not behaviour("vllm", "0.33.0").note
+    assert "newer than 0.33.0" in behaviour("vllm", "0.40.0").note
+    assert behaviour("vllm", "0.8.5").sampler_bytes == behaviour("vllm", "0.9.0").sampler_bytes
+
+
+def test_batch_classes():
+    new, old = behaviour("vllm", "0.33.0"), behaviour("vllm", "0.27.1")
+    for rules in (new, old):
+        assert rules.default_batch(79 * GIB, "NVIDIA H100 80GB HBM3") == (8192, 1024)
+        assert rules.default_batch(79 * GIB, "NVIDIA A100-SXM4-80GB") == (2048, 256)
+        assert rules.default_batch(79 * GIB, "NVIDIA A800-SXM4-80GB") == (8192, 1024)
+        assert rules.default_batch(44 * GIB, "NVIDIA L40S") == (2048, 256)
+    assert old.default_batch(178 * GIB, "NVIDIA B200") == (8192, 1024)
     assert new.default_batch(178 * GIB, "NVIDIA B200") == (16_384, 1024)
+    assert new.default_batch(119 * GIB, "NVIDIA GB10") == (2048, 256)
+    assert behaviour("vllm", "0.32.0").default_batch(119 * GIB, "NVIDIA GB10") == (8192, 1024)
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "second", "sampler", "subtracted"),
+    [
+        ("0.16.0", "Qwen/Qwen3-8B", False, 38.35, False),
+        ("0.17.0", "Qwen/Qwen3-8B", False, 14, False),
+        ("0.21.0", "Qwen/Qwen3-8B", False, 14, True),
+        ("0.22.0", "Qwen/Qwen3-8B", True, 6, False),
+        ("0.22.0", "meta-llama/Llama-3.1-8B-Instruct", False, 14, True),
+        ("0.23.0", "meta-llama/Llama-3.1-8B-Instruct", True, 6, False),
+        ("0.24.0", "google/gemma-3-27b-it", False, 14, True),
+        ("0.25.0", "google/gemma-3-27b-it", True, 6, False),
+        ("0.26.0", "google/gemma-3-27b-it", True, 2, False),
+        ("0.28.0", "MiniMaxAI/MiniMax-M2.1", False, 14, True),
+        ("0.29.0", "MiniMaxAI/MiniMax-M2.1", True, 2, True),
+        ("0.33.0", "MiniMaxAI/MiniMax-M2.1", True, 14, True),
+    ],
+)
+def test_which_runner_has_a_model(version: str, name: str, second: bool, sampler: float, subtracted: bool):
+    found = behaviour("vllm", version).running(known(name))
+    assert found.on_second_runner is second
+    assert found.sampler_bytes == sampler
+    assert found.cuda_graphs_subtracted is subtracted
+
+
+def test_tokens_in_flight():
+    dense = known("Qwen/Qwen3-8B")
+    before, since = behaviour("vllm", "0.25.1"), behaviour("vllm", "0.26.0")
+    assert before.in_flight_tokens(2048) == before.in_flight_tokens(2048, 4) == 2048
+    assert since.in_flight_tokens(2048) == 4096
+    assert since.in_flight_tokens(2048, 4) == 4 * 2048  # the first runner does not overlap in a pipeline
+    assert since.running(dense).in_flight_tokens(2048, 4) == 5 * 2048
 
 
 @pytest.mark.parametrize(
@@ -239,15 +285,15 @@ def test_unknown_models_cannot_be_estimated():
     ],
 )
 def test_what_cannot_be_divided(name: str, layout: Layout, words: str):
-    found = violations(known(name), layout, (9, 0), "vllm").problems
+    found = violations(known(name), layout, (9, 0), RULES).problems
     assert words in " ".join(found)
     assert bool(found) == bool(words)
 
 
 def test_formats_below_their_capability_are_emulated_or_refused():
     fp8, mxfp4 = known("deepseek-ai/DeepSeek-V3.1"), known("openai/gpt-oss-20b")
-    assert violations(fp8, Layout(), (9, 0), "vllm").notes == []
-    assert "emulated" in violations(fp8, Layout(), (8, 0), "vllm").notes[0]
-    assert "widen" in violations(fp8, Layout(), (8, 0), "sglang").notes[0]
-    assert "need compute capability 8.0" in violations(mxfp4, Layout(), (7, 5), "vllm").problems[0]
-    assert "float16" in violations(known("Qwen/Qwen3-8B"), Layout(), (7, 5), "vllm").notes[0]
+    assert violations(fp8, Layout(), (9, 0), RULES).notes == []
+    assert "emulated" in violations(fp8, Layout(), (8, 0), RULES).notes[0]
+    assert "widen" in violations(fp8, Layout(), (8, 0), behaviour("sglang", "")).notes[0]
+    assert "need compute capability 8.0" in violations(mxfp4, Layout(), (7, 5), RULES).problems[0]
+    assert "float16" in violations(known("Qwen/Qwen3-8B"), Layout(), (7, 5), RULES).notes[0]

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from chutes.exception import ModelError
-from chutes.model import hub, source
-from chutes.model.hub import RepoFile
+from chutes.model import files, source
+from chutes.model.files import RepoFile
 from chutes.model.packaged import Cancelled
 
 COMMIT = "a" * 40
@@ -188,6 +188,25 @@ def test_facts_take_headers_only_and_are_kept(server: Hub, tmp_path: Path):
     assert source.read_facts(found, tmp_path) == facts
 
 
+def test_a_repository_without_all_of_its_weights_files(server: Hub, tmp_path: Path):
+    del server.files["model.safetensors"], server.listed["model.safetensors"]
+    server.files["model-00001-of-00003.safetensors"] = WEIGHTS
+    server.listed["model-00001-of-00003.safetensors"] = WEIGHTS
+    with pytest.raises(ModelError, match=r"model-00002-of-00003\.safetensors and 1 more are missing"):
+        source.read_facts(source.resolve("org/tiny"), tmp_path)
+
+
+def test_damaged_files_on_the_hub_are_named(server: Hub, tmp_path: Path):
+    found = source.resolve("org/tiny")
+    server.files["config.json"] = server.listed["config.json"] = b"[" * 100_000
+    with pytest.raises(ModelError, match=r"config\.json of org/tiny is not JSON: it is nested deeper"):
+        source.read_facts(found, tmp_path / "one")
+    server.files["config.json"] = server.listed["config.json"] = FILES["config.json"]
+    server.files["model.safetensors"] = struct.pack("<Q", 100_000) + b"[" * 100_000
+    with pytest.raises(ModelError, match=r"header of model\.safetensors of org/tiny does not describe"):
+        source.read_facts(found, tmp_path / "two")
+
+
 def test_fetch_takes_one_set_of_weights_verifies_it_and_asks_once(server: Hub, tmp_path: Path):
     seen: list[tuple[str, int, int]] = []
     found = source.resolve("org/tiny")
@@ -272,11 +291,11 @@ def repo(*names: str) -> list[RepoFile]:
     ],
 )
 def test_which_files_are_fetched(names: list[str], chosen: list[str]):
-    assert sorted(file.path for file in hub.choose("o/m", repo(*names))) == sorted(chosen)
+    assert sorted(file.path for file in files.choose("o/m", repo(*names))) == sorted(chosen)
 
 
 def test_repositories_without_one_set_of_weights():
     with pytest.raises(ModelError, match="2 GGUF files"):
-        hub.choose("o/m", repo("a.gguf", "b.gguf"))
+        files.choose("o/m", repo("a.gguf", "b.gguf"))
     with pytest.raises(ModelError, match="no weights"):
-        hub.choose("o/m", repo("config.json"))
+        files.choose("o/m", repo("config.json"))

@@ -210,5 +210,11 @@ def _name_and_model(model_name: str) -> tuple[str, str]:
     if model_name.startswith(("/", "./", "../", "~", "file://")):
         text = unquote(urlparse(model_name).path) if model_name.startswith("file://") else model_name
         path = Path(text).expanduser().resolve()
-        return path.name, str(path)
+        # A chute's name has three letters at least, and the directory's name is not the author's choice.
+        return path.name if len(path.name) >= 3 else f"local/{path.name}", str(path)
+    if "/" not in model_name and Path(model_name).is_dir():
+        raise InvalidSpec(
+            f"model_name={model_name!r} is no hub id, and a directory here is called so.",
+            f"Write './{model_name}' for the directory.",
+        )
     return model_name, model_name
