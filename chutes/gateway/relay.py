@@ -259,7 +259,7 @@ class AnswerRelay:
             return data
         data = self._held + data
         end = data.rfind(b"\n\n") + 2
-        if self.done or end < 2 and len(data) > limits.HELD_CHUNK_BYTES:
+        if self.done or (end < 2 and len(data) > limits.HELD_CHUNK_BYTES):
             end = len(data)
         elif end < 2:
             end = 0

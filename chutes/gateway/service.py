@@ -50,7 +50,17 @@ MODEL_PREFIXES = tuple(path + b"/" for path in MODELS_PATHS)
 class Standing:
     """What a table says of a request head, for when the same head comes again."""
 
-    __slots__ = ("destination", "edition", "fields", "inference", "inner", "key", "method", "path", "thinking")
+    __slots__ = (
+        "destination",
+        "edition",
+        "fields",
+        "inference",
+        "inner",
+        "key",
+        "method",
+        "path",
+        "thinking",
+    )
 
     def __init__(self, edition: object, request: RequestHead, key: wire.Key, inference: bool) -> None:
         self.edition = edition
