@@ -388,7 +388,7 @@ def test_a_list_without_instances_waits_for_one_that_can_be_woken(bench: Bench) 
 
 
 def test_a_stale_connection_is_nobodys_fault(bench: Bench) -> None:
-    """The engine closes an idle connection just as the request comes: asked again, and not told to control."""
+    """The engine closes an idle connection as the request comes: asked again, control not told."""
     bad, _ = bench.names()
     bench.publish([route(bench.bad.upstream(bad))])
     bench.bad.reset(**raw(sized(TEXT), keep=True))
