@@ -113,7 +113,8 @@ def tiny_chunks(attack: Attack) -> Finding:
     per = (most - before) * MIB / (2 * count)
     return Finding(
         f"{2 * count / MIB:.1f} MiB of body in chunks of two bytes",
-        f"{status.decode()}; {per:.1f} bytes of memory for each of the body, {attack.cpu() - began:.1f} s of CPU",
+        f"{status.decode()}; {per:.1f} bytes of memory for each of the body, "
+        f"{attack.cpu() - began:.1f} s of CPU",
         status == b"400" and per < 6,
     )
 
@@ -191,7 +192,8 @@ def smuggling(attack: Attack) -> Finding:
     reached = attack.engine.seen()["requests"]
     return Finding(
         f"{len(ways)} ways to hide a request in another; odd spellings of a good length",
-        f"{len(ways) - len(wrong)} of {len(ways)}: 400 and the end of the connection; {reached} reached the engine; "
+        f"{len(ways) - len(wrong)} of {len(ways)}: 400 and the end of the connection; "
+        f"{reached} reached the engine; "
         f"odd spellings {'read right' if fine else same}{wrong or ''}",
         not wrong and fine and reached == 0,
     )
@@ -346,9 +348,11 @@ def main() -> None:
     finally:
         complaints = attack.close()
     text = (
-        "# Abuse of the gateway\n\nWhat a stranger, or a key's owner, can do to one worker, and what it costs. Written by"
-        "`python -m benchmarks.gateway_abuse`;\na shorter run is among the integration tests. Attacker, worker and engine "
-        "shared the machine's cores, so\ntimes are upper bounds. CPU is the worker's own.\n\n"
+        "# Abuse of the gateway\n\n"
+        "What a stranger, or a key's owner, can do to one worker, and what it costs.\n"
+        "Written by `python -m benchmarks.gateway_abuse`; a shorter run is among the integration tests.\n"
+        "Attacker, worker and engine shared the machine's cores, so times are upper bounds.\n"
+        "CPU is the worker's own.\n\n"
         "| tried | found | as it should be |\n|---|---|---|\n" + "\n".join(rows) + "\n\n"
         f"Resident memory of the worker: {start:.1f} MiB before, {end:.1f} MiB after all of it. "
         f"Lines on its error output: {len(complaints.splitlines())}.\n"

@@ -4,8 +4,8 @@ python -m benchmarks.gateway_soak [--minutes 30] [--workers 2] [--clients 24]
 
 Workers are real processes on one port; this script plays control: it publishes tables, clears the rows of
 workers that it kills and starts the next ones on the same sockets. Engines are synthetic. Every few seconds
-one of them is killed, replaced in order, or a worker is killed, or tables are swapped in a hurry. Each answer is
-checked against what its request asked for, to the byte; whatever else a client meets is counted by kind.
+one of them is killed, replaced in order, or a worker is killed, or tables are swapped in a hurry. Each answer
+is checked against what its request asked for, to the byte; whatever else a client meets is counted by kind.
 """
 
 from __future__ import annotations

@@ -137,7 +137,8 @@ def test_refusals_are_the_sdks_exceptions(kit: PlatformKit, client: openai.OpenA
     sdk.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=1)
     with pytest.raises(openai.RateLimitError) as refused:
         sdk.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=1)
-    assert 0 < int(refused.value.response.headers["retry-after"]) <= 60
+    # Of one request a minute the window lets nothing through until it has been empty for one.
+    assert 0 < int(refused.value.response.headers["retry-after"]) <= 120
 
 
 def test_basic_by_curl(kit: PlatformKit, client: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""The cases of `benchmarks.gateway_abuse` on a small scale, and half a minute of `benchmarks.gateway_soak`."""
+"""`benchmarks.gateway_abuse` on a small scale, and half a minute of `benchmarks.gateway_soak`."""
 
 from __future__ import annotations
 

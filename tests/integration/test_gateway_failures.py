@@ -114,6 +114,7 @@ def passes(name: str, fake: dict[str, Any], client: str, status: int = 200, **mo
 
 
 TWO_LENGTHS = HTTP + "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}"
+CUT = JSON + "Transfer-Encoding: chunked\r\n\r\n5\r\nab"
 CASES = [
     passes("good", raw(sized(TEXT), keep=True), GOOD[False], tokens=(3, 4), chunks=0, stream=(False,)),
     passes(
@@ -125,24 +126,50 @@ CASES = [
         chunks=2,
     ),
     passes("slow", raw(sized(TEXT), keep=True) | {"first": 0.3}, GOOD[False], tokens=(3, 4)),
-    passes("in pieces", raw(HTTP[:9], HTTP[9:] + "Content-Le", "ngth: 2\r\n\r\n{", "}"), shown(HTTP + "Content-Length: 2\r\n\r\n{}"), chunks=1),
+    passes(
+        "in pieces",
+        raw(HTTP[:9], HTTP[9:] + "Content-Le", "ngth: 2\r\n\r\n{", "}"),
+        shown(HTTP + "Content-Length: 2\r\n\r\n{}"),
+        chunks=1,
+    ),
     passes("continue first", raw("HTTP/1.1 100 Continue\r\n\r\n", sized(TEXT), keep=True), GOOD[False]),
-    passes("no content", raw("HTTP/1.1 204 No Content\r\n\r\n", keep=True), "HTTP/1.1 204 No Content\r\n" + END, 204),
+    passes(
+        "no content",
+        raw("HTTP/1.1 204 No Content\r\n\r\n", keep=True),
+        "HTTP/1.1 204 No Content\r\n" + END,
+        204,
+    ),
     passes("old", raw("HTTP/1.0 200 OK\r\n\r\nabc", "def"), HTTP + END + "abcdef"),
     passes("long body", raw(sized(TEXT + "surplus", len(TEXT)), keep=True), GOOD[False]),
     passes("400", raw(five("400 Bad")), shown(five("400 Bad")), 400),
     passes("429", raw(five("429 Slow")), shown(five("429 Slow")), 429),
     passes("501", raw(five("501 What")), shown(five("501 What")), 501),
     passes("500", raw(five("500 No"), keep=True), shown(five("500 No")), 500, retried=True),
-    passes("503 in pieces", raw(five("503 No", ""), '{"no":"  "', keep=True), shown(five("503 No")), 503, retried=True),
-    Case("500 cut", raw(five("500 No", "{")), shown(five("500 No", "{")), 500, "upstream_broke_off", retried=True, lost=(1,)),
+    passes(
+        "503 in pieces",
+        raw(five("503 No", ""), '{"no":"  "', keep=True),
+        shown(five("503 No")),
+        503,
+        retried=True,
+    ),
+    Case(
+        "500 cut",
+        raw(five("500 No", "{")),
+        shown(five("500 No", "{")),
+        500,
+        "upstream_broke_off",
+        retried=True,
+        lost=(1,),
+    ),
     fails("nothing", raw()),
     fails("half a head", raw("HTTP/1.1 200 OK\r\nContent-Ty")),
     fails("garbage", raw("this is not HTTP\r\n\r\n")),
     fails("another protocol", raw("HTTP/1.1 101 Switching\r\n\r\n")),
     fails("a head without end", raw(HTTP + "A: " + "a" * 40_000)),
     fails("two lengths", raw(TWO_LENGTHS, keep=True)),
-    fails("both framings", raw(HTTP + "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", keep=True)),
+    fails(
+        "both framings", raw(HTTP + "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", keep=True)
+    ),
     fails("a folded line", raw(HTTP + "A: b\r\n c\r\nContent-Length: 2\r\n\r\n{}", keep=True)),
     fails("no chunk at once", raw(SSE + "zz\r\n", keep=True)),
     fails("a wrong chunk at once", raw(SSE + EVENT + "3\r\nabcde\r\n", keep=True)),
@@ -150,8 +177,8 @@ CASES = [
     breaks("dies in a stream", raw(SSE + EVENT), shown(SSE + EVENT) + error_event()),
     breaks("half a chunk", raw(SSE + EVENT, EVENT[:20]), shown(SSE + EVENT) + error_event()),
     breaks("short body", raw(sized("x" * 10, 20)), shown(sized("x" * 10, 20))),
-    breaks("cut chunks", raw(JSON + "Transfer-Encoding: chunked\r\n\r\n5\r\nab"), shown(JSON + "Transfer-Encoding: chunked\r\n\r\n5\r\nab")),
-]  # fmt: skip
+    breaks("cut chunks", raw(CUT), shown(CUT)),
+]
 
 
 class Bench:
@@ -361,7 +388,7 @@ def test_a_list_without_instances_waits_for_one_that_can_be_woken(bench: Bench) 
 
 
 def test_a_stale_connection_is_nobodys_fault(bench: Bench) -> None:
-    """The engine closes an idle connection just as the request comes: asked again, and not told to control."""
+    """The engine closes an idle connection as the request comes: asked again, control not told."""
     bad, _ = bench.names()
     bench.publish([route(bench.bad.upstream(bad))])
     bench.bad.reset(**raw(sized(TEXT), keep=True))
@@ -389,8 +416,8 @@ def test_a_broken_answer_frees_its_keys_place_once(bench: Bench) -> None:
     bench.bad.reset(do="answer")
     with socket.create_connection(("127.0.0.1", bench.worker.port), timeout=5) as client:
         client.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: cpk_limited\r\nContent-Length: %d\r\n\r\n%b"
-            % (len(hold), hold)
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: cpk_limited\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(hold), hold)
         )
         assert eventually(lambda: bench.bad.seen()["in_flight"] == 1)
         assert exchange(bench.worker.port, "POST", "/v1/completions", body, headers)[0] == 429

@@ -79,7 +79,7 @@ def test_usage_of_streams_is_counted_always_and_shown_if_asked_for(
     shown: bool,
     split: int,
 ) -> None:
-    more = {} if options is None else {"stream_options": options}
+    more: dict[str, Any] = {} if options is None else {"stream_options": options}
     fake = {"usage": [11, 7, 5], "chunks": 3, "split": split}
     status, answer = ask(worker, path, stream=True, fake=fake, **more)
     found = events(answer)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -61,7 +61,9 @@ class Bench:
             return await talk(reader, writer, key, path, **fields)
 
     @contextlib.asynccontextmanager
-    async def connected(self, worker: int = 0) -> Any:
+    async def connected(
+        self, worker: int = 0
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.workers[worker].port)
         try:
             yield reader, writer
@@ -247,12 +249,10 @@ async def test_requests_per_minute(bench: Bench) -> None:
 async def test_tokens_per_minute(bench: Bench) -> None:
     secret, key = bench.key(tokens_per_minute=100)
     await bench.publish(bench.route(), keys=[key])
-    statuses = []
-    for number in range(4):
-        stream_usage = {"fake": {"usage": [40, 20, 0]}}
-        status, headers, answer = await bench.ask(number % len(bench.workers), secret, **stream_usage)
-        statuses.append(status)
-    assert statuses == [200, 200, 429, 429], "60 are below, 120 are not"
+    used = {"usage": [40, 20, 0]}
+    answers = [await bench.ask(n % len(bench.workers), secret, fake=used) for n in range(4)]
+    assert [status for status, _, _ in answers] == [200, 200, 429, 429], "60 are below, 120 are not"
+    _, headers, answer = answers[-1]
     assert headers["x-ratelimit-limit-tokens"] == "100"
     assert code(answer) == "rate_limit_exceeded"
 

@@ -133,6 +133,7 @@ def test_refusals(shared_worker: GatewayWorker, path: str, data: bytes, status: 
     assert (headers.get("x-should-retry") == "false") is (status == 503), (
         "it will not answer for being asked again"
     )
+    assert "retry-after" not in headers, "asking again would not help"
 
 
 def test_answers_from_memory(shared_worker: GatewayWorker) -> None:

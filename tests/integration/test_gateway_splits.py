@@ -1,4 +1,4 @@
-"""Random requests in random pieces to engines that answer in random pieces: the client gets every byte that it
+"""Random requests in random pieces to engines that answer in random pieces: a client gets every byte that it
 should and no other, whatever shares its connection and whichever way its head was read."""
 
 from __future__ import annotations

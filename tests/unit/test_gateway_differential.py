@@ -138,19 +138,59 @@ def with_line(line: bytes) -> bytes:
 N = len(BODY)
 NEAR = [
     WARM,
-    *(headed(b"Content-Length: " + digits) for digits in (
-        b"007", b"0%d" % N, b"00000000000000%d" % N, b"+%d" % N, b"-%d" % N, b" %d" % N, b"%d " % N, b"\t%d" % N,
-        b"%d,%d" % (N, N), b"%d, %d" % (N, N), b"%d\x00" % N, b"%d\n" % N, b"%d\r" % N, b"0x1f", b"", b" ", b"1e1",
-        b"%d" % (N - 1), b"%d" % (N + 1), b"0", b"9" * 15, b"9" * 16, b"9" * 40, b"\xd9\xa3", b"3_1", b"%d.0" % N,
-    )),
-    *(headed(line % N) for line in (
-        b"content-length: %d", b"Content-length: %d", b"CONTENT-LENGTH: %d", b"Content-Length:%d",
-        b"Content-Length : %d", b" Content-Length: %d", b"Content-Length: %d\r\nContent-Length: 0",
-        b"Content-Length: %d\r\ncontent-length: 1", b"Content-Length:0\r\nContent-Length: %d", b"Content_Length: %d",
-        b"Content-Length: %d\r\n Content-Length: 2", b"X: \r\nContent-Length: %d", b"Content-Length: %d\r\nExpect: 100-continue",
-        b"Transfer-Encoding: chunked\r\nContent-Length: %d", b"Content-Length: %d\r\nTransfer-Encoding: chunked",
-        b"Content-Length: %d\nX: y", b"Content-Length: %d\r\r\nX: y",
-    )),
+    *(
+        headed(b"Content-Length: " + digits)
+        for digits in (
+            b"007",
+            b"0%d" % N,
+            b"00000000000000%d" % N,
+            b"+%d" % N,
+            b"-%d" % N,
+            b" %d" % N,
+            b"%d " % N,
+            b"\t%d" % N,
+            b"%d,%d" % (N, N),
+            b"%d, %d" % (N, N),
+            b"%d\x00" % N,
+            b"%d\n" % N,
+            b"%d\r" % N,
+            b"0x1f",
+            b"",
+            b" ",
+            b"1e1",
+            b"%d" % (N - 1),
+            b"%d" % (N + 1),
+            b"0",
+            b"9" * 15,
+            b"9" * 16,
+            b"9" * 40,
+            b"\xd9\xa3",
+            b"3_1",
+            b"%d.0" % N,
+        )
+    ),
+    *(
+        headed(line % N)
+        for line in (
+            b"content-length: %d",
+            b"Content-length: %d",
+            b"CONTENT-LENGTH: %d",
+            b"Content-Length:%d",
+            b"Content-Length : %d",
+            b" Content-Length: %d",
+            b"Content-Length: %d\r\nContent-Length: 0",
+            b"Content-Length: %d\r\ncontent-length: 1",
+            b"Content-Length:0\r\nContent-Length: %d",
+            b"Content_Length: %d",
+            b"Content-Length: %d\r\n Content-Length: 2",
+            b"X: \r\nContent-Length: %d",
+            b"Content-Length: %d\r\nExpect: 100-continue",
+            b"Transfer-Encoding: chunked\r\nContent-Length: %d",
+            b"Content-Length: %d\r\nTransfer-Encoding: chunked",
+            b"Content-Length: %d\nX: y",
+            b"Content-Length: %d\r\r\nX: y",
+        )
+    ),
     with_line(b"Transfer-Encoding: chunked"),
     with_line(b"Content-Length: %d" % N),
     with_line(b"CONTENT-LENGTH: %d" % N),
@@ -184,7 +224,7 @@ NEAR = [
     HEAD % (MAX_BODY + 1) + b"x" * (MAX_BODY + 1),
     HEAD % MAX_BODY + b"x" * MAX_BODY,
     b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" + WARM,
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("data", NEAR)
@@ -225,8 +265,8 @@ edits = st.tuples(
 @example(WARM, [(0, 0, b"\r\n\r\n")], [1])
 def test_random_edits(data: bytes, changes: list[tuple[int, int, bytes]], cuts: list[int]) -> None:
     for at, gone, new in changes:
-        at %= len(data) + 1
-        data = data[:at] + new + data[at + gone :]
+        place = at % (len(data) + 1)
+        data = data[:place] + new + data[place + gone :]
     strict = outcome(data, [], warm=False)
     assert outcome(data, [], warm=True) == strict
     assert no_more_than(outcome(data, cuts, warm=True), strict)
