@@ -30,8 +30,9 @@ A request says how it wants to be answered in its body's `fake` object, every fi
 
 A stream tells its usage at its end if `stream_options` ask for it.
 
-GET /metrics is a little of vLLM's page. GET /seen tells what happened: requests, aborted (clients that went away early), in_flight, the most that
-were in flight at once, connections, and the last request: head, body length, and the body if it is short.
+GET /metrics is a little of vLLM's page. GET /seen tells what happened: requests, aborted (clients that went
+away early), in_flight, the most that were in flight at once, connections, and the last request: head, body
+length, and the body if it is short.
 POST /reset forgets it; with a body, that becomes the behaviour for requests that do not say theirs.
 """
 

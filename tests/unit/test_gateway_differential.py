@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,7 @@ from chutes.board import Board
 from chutes.gateway import client
 from chutes.gateway.client import ClientConnection, Clients
 from chutes.gateway.exchange import Client
+from chutes.gateway.outbox import Outbox
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.service import Order, Service
 
@@ -75,6 +77,16 @@ class Transport:
     resume_reading = pause_reading
 
 
+class AtOnce(Outbox):
+    """Sends without an event loop."""
+
+    def write(self, transport: asyncio.Transport, data: bytes) -> None:
+        transport.write(data)
+
+    def then(self, action: Callable[[], None]) -> None:
+        action()
+
+
 class Answered:
     """Stands for an exchange: writes down its order and answers it at once."""
 
@@ -112,6 +124,7 @@ def outcome(data: bytes, cuts: list[int], *, warm: bool) -> Outcome:
     service = Service(MAX_BODY, BOARD)
     service.swap(TABLE)
     clients = Clients(service, lambda _: None)
+    clients.outbox = AtOnce()
     connection, transport = connect(clients)
     if warm:
         for _ in range(3):
