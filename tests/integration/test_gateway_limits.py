@@ -108,6 +108,11 @@ async def talk(
     first = f"GET {path}" if path else "POST /v1/completions"
     head = f"{first} HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
+    return await answer_of(reader)
+
+
+async def answer_of(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
+    """The next answer, which has a Content-Length."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     status, *lines = head.rstrip().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -303,13 +308,38 @@ async def test_a_key_expires_on_a_connection_that_it_opened(bench: Bench) -> Non
         assert (status, code(answer)) == (401, "expired_api_key")
 
 
-async def test_an_instance_that_dies_under_load_costs_nothing(bench: Bench) -> None:
-    """Those that were sent to it wait for a place on the other one."""
+async def test_an_instance_that_is_not_there_costs_nothing(bench: Bench) -> None:
+    """It has room, the other one is full: who was sent to it waits for a place on the other."""
     there = bench.route(concurrency=2)
+    await bench.publish(there)
+    holding = [asyncio.create_task(bench.ask(fake={"first": 0.6})) for _ in range(2)]
+    while bench.engines[0].seen()["in_flight"] != 2:
+        await asyncio.sleep(0.01)
     nobody = wire.Upstream("nobody", "127.0.0.1", 1, "k", 1)
     await bench.publish(wire.Route(**{**_fields(there), "upstreams": [*there.upstreams, nobody]}))
-    answers = await bench.ask_many(40, fake={"first": 0.02})
-    assert {status for status, _, _ in answers} == {200}
+    answers = await bench.ask_many(4)
+    assert [status for status, _, _ in answers] == [200] * 4
+    assert {status for status, _, _ in await asyncio.gather(*holding)} == {200}
+
+
+async def test_a_swap_is_whole_before_anybody_hears_of_it(bench: Bench) -> None:
+    """Who is refused by a new table has its next request judged by that table too, not by half of it."""
+    secret, key = bench.key()
+    starting = route(name="org/A", chute_id="a", phase="loading", slot=bench.slot)
+    last = route(name="org/Z", chute_id="z", phase="loading", slot=bench.slot + 1)
+    bench.slot += 1
+    await bench.publish(starting, last, keys=[key])
+    async with bench.connected() as (reader, writer):
+        for model in ("org/A", "org/Z"):
+            body = json.dumps({"model": model})
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: {secret}\r\n"
+            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        while bench.waiting(starting.slot) != 1:
+            await asyncio.sleep(0.01)
+        await bench.publish(wire.Route(**{**_fields(starting), "phase": "failed"}), last)
+        for status, wanted in ((503, "chute_not_ready"), (401, "invalid_api_key")):
+            got = await answer_of(reader)
+            assert (got[0], code(got[2])) == (status, wanted)
 
 
 async def test_who_waits_too_long_is_told(start_worker: Callable[..., GatewayWorker], bench: Bench) -> None:
