@@ -237,6 +237,12 @@ def test_a_pipeline_is_cut_over_layers_that_keep_nothing_too():
     assert cut == [(part.count("*"), part.count("M")) for part in by_hand] == [(2, 6), (1, 6), (2, 5), (1, 6)]
     # 52 stages: every other one has experts only.
     assert "would hold no layer" in violations(facts, Layout(pipeline_parallel=52), (9, 0), RULES).problems[0]
+    wide = ModelFacts.from_config(
+        {"model_type": "nemotron_h", "num_hidden_layers": 52, "n_routed_experts": 128, "n_shared_experts": 1,
+         "num_experts_per_tok": 6, "moe_intermediate_size": 1856, "moe_shared_expert_intermediate_size": 3712}
+    ).experts  # fmt: skip
+    assert wide is not None
+    assert (wide.intermediate, wide.shared) == (1856, 3712)
     # 8 groups of Mamba states are neither cut in 16 nor copied.
     problems = violations(facts, Layout(tensor_parallel=16), (9, 0), RULES).problems
     assert problems == ["8 heads of linear attention cannot be split over tensor parallel size 16"]
