@@ -253,4 +253,6 @@ def shared_width(text: Mapping[str, Any], inner: int) -> int:
     """Intermediate size of the experts that every token passes; 0 where there are none."""
     if str(text.get("model_type")) == "llama4_text":
         return inner  # one shared expert in every layer
+    if own := whole(text, "moe_shared_expert_intermediate_size"):  # Nemotron-H
+        return own * (whole(text, "n_shared_experts") or 1)
     return whole(text, "shared_expert_intermediate_size") or inner * (whole(text, "n_shared_experts") or 0)

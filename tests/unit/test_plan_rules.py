@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import ceil
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chutes.cli.plan import Asked, request_of
@@ -53,6 +54,7 @@ def glm(**fields: object) -> ModelFacts:
 
 
 @settings(max_examples=60, deadline=None)
+@example("MiniMaxAI/MiniMax-M2.1", "a6000", 8, None, None, 1, 128)  # experts spread: a switch among its flags
 @given(
     name=st.sampled_from(catalogue.names()),
     gpu=st.sampled_from(GPUS),
@@ -73,7 +75,7 @@ def test_no_plan_is_refused_for_its_batch(
     )  # fmt: skip
     if found.fits and found.engine_args:
         assert found.max_num_batched_tokens >= found.max_num_seqs >= concurrency
-        args = dict(zip(found.engine_args[::2], found.engine_args[1::2], strict=False))
+        args = dict(pairwise(found.engine_args))  # switches among them take no value
         assert int(args["--max-num-batched-tokens"]) >= int(args["--max-num-seqs"])
 
 
@@ -237,6 +239,12 @@ def test_a_pipeline_is_cut_over_layers_that_keep_nothing_too():
     assert cut == [(part.count("*"), part.count("M")) for part in by_hand] == [(2, 6), (1, 6), (2, 5), (1, 6)]
     # 52 stages: every other one has experts only.
     assert "would hold no layer" in violations(facts, Layout(pipeline_parallel=52), (9, 0), RULES).problems[0]
+    wide = ModelFacts.from_config(
+        {"model_type": "nemotron_h", "num_hidden_layers": 52, "n_routed_experts": 128, "n_shared_experts": 1,
+         "num_experts_per_tok": 6, "moe_intermediate_size": 1856, "moe_shared_expert_intermediate_size": 3712}
+    ).experts  # fmt: skip
+    assert wide is not None
+    assert (wide.intermediate, wide.shared) == (1856, 3712)
     # 8 groups of Mamba states are neither cut in 16 nor copied.
     problems = violations(facts, Layout(tensor_parallel=16), (9, 0), RULES).problems
     assert problems == ["8 heads of linear attention cannot be split over tensor parallel size 16"]
