@@ -148,7 +148,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         knob, value = KNOBS[name], text(name)
         if not value.isdecimal() or not low <= int(value) <= high:
             raise NotConfigured(
-                f"{knob.meaning} must be a number from {low} to {high}, not {value!r}.",
+                f"{knob.env} must be a number from {low} to {high}, not {value!r} ({knob.meaning}).",
                 f"Set {knob.env}, or `{knob.key}` under [{knob.section}] in {path}.",
             )
         return int(value)

@@ -37,7 +37,10 @@ def serve(host: str | None, port: int | None, workers: int | None, no_auth: bool
         no_auth=no_auth or config.no_auth,
     )
     settings.check(config)
-    run_platform(config, lambda url: output.note(f"Serving on {url} (Ctrl-C stops it)."), sys.stderr.isatty())
+    keys = ", without keys for programs of this machine" if config.no_auth else ""
+    run_platform(
+        config, lambda url: output.note(f"Serving on {url}{keys} (Ctrl-C stops it)."), sys.stderr.isatty()
+    )
 
 
 def down() -> None:

@@ -125,9 +125,10 @@ FAMILIES = (
     Family(
         "qwen3-thinking", r"qwen3\b.*thinking", Parsers("hermes", "qwen3"), Parsers("qwen", "qwen3-thinking")
     ),
-    Family(
-        "qwen3", r"\bqwen3(_moe|_vl|_vl_moe|_next)?\b", Parsers("hermes", "qwen3"), Parsers("qwen", "qwen3")
-    ),
+    # The originals, which think unless they are told not to; their parser takes what has no end of thought
+    # for one, so a fine-tune of another kind with the same architecture must not get it.
+    Family("qwen3", r"\bqwen3-\d+(\.\d+)?b\b", Parsers("hermes", "qwen3"), Parsers("qwen", "qwen3")),
+    Family("qwen3-like", r"\bqwen3(_moe|_vl|_vl_moe|_next)?\b", Parsers("hermes"), Parsers("qwen")),
     Family("qwq", r"\bqwq-32b", Parsers("hermes", "deepseek_r1"), Parsers("qwen", "deepseek-r1")),
     Family("qwen2.5", r"qwen2\.5-(?!vl|omni|math).*instruct", Parsers("hermes"), Parsers("qwen")),
     Family("llama-4", r"llama-?4\b", Parsers("llama4_pythonic"), Parsers("pythonic"), own_template=False),

@@ -60,7 +60,9 @@ class Clients:
     def request_id(self, request: RequestHead | None) -> bytes:
         """The client's own, if it can stand in a log line; else one that no other worker will give."""
         own = request.headers.get(b"x-request-id") if request is not None else None
-        if own is not None and REQUEST_ID.fullmatch(own):
+        if (
+            own is not None and REQUEST_ID.fullmatch(own) and b"cpk_" not in own
+        ):  # ids go to logs, keys may not
             return own
         return b"%b%x" % (self._prefix, next(self._numbers))
 
@@ -160,11 +162,12 @@ class ClientConnection(asyncio.Protocol):
             and not self._buffer
             and not self._blocked
             and not self._lingering
+            and not self._ending
             and (body := known.body(data)) is not None
         ):
             self._since = self._clients.tick
             self._dispatch(known.head, body)
-        elif not self._lingering:
+        elif not self._lingering and not self._ending:
             self._advance(data)
 
     def eof_received(self) -> bool:
@@ -225,6 +228,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange = None
         self._request = None
         self._ending = True
+        self._buffer = b""
         self._clients.outbox.then(self._transport.abort)  # what came before it goes out before it
 
     # What the worker calls
@@ -393,7 +397,7 @@ class ClientConnection(asyncio.Protocol):
                 {"message": "request failed", "exception": error}
             )
             if self._exchange is not None:
-                self._exchange.cancel()
+                self._exchange.cancel(500, "internal_error")
             self.refuse(Refusal(500, "internal_error", "The gateway failed on this request.", close=True))
 
     def _answer(self, request: RequestHead, answer: Answer) -> None:
@@ -418,6 +422,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _end(self) -> None:
         self._ending = True
+        self._buffer = b""
         self._clients.outbox.then(self._transport.close)
 
     def _next(self) -> None:

@@ -34,6 +34,9 @@ JOIN_BYTES = 16 * 1024
 CLIENT_GONE = 499
 """Status of a record, as in nginx's log, of a client that left before there was any."""
 
+STALE_SECONDS = 0.5
+"""A connection that ends so soon after an order was written to it had been closed before."""
+
 MOST_RETRIES = 3
 """After so many an order that could not reach an instance does not wait for another one."""
 
@@ -96,6 +99,10 @@ class Exchange:
     """Instances that failed this order."""
     _broke = False
     """One has taken the order and broken off before it answered; it does not get a third chance."""
+    _renewed = False
+    """It has been sent again because an idle connection turned out to be closed."""
+    _sent = 0.0
+    _recorded = False
     _paused = False
     _retries = 0
     _queued = 0.0
@@ -104,7 +111,10 @@ class Exchange:
     """When the first byte of the answer went out; monotonic, as all times here."""
     _last = 0.0
     """When the last part of a stream did."""
+    _passed = False
+    """The client has got a part of an answer."""
     _chunks = 0
+    """Parts with a body that it has got."""
 
     def __init__(self, client: Client, worker: Surroundings, order: Order, relay: AnswerRelay) -> None:
         self._client = client
@@ -117,6 +127,10 @@ class Exchange:
     @property
     def prefix(self) -> int | None:
         return self._order.prefix
+
+    @property
+    def avoid(self) -> tuple[Instance, ...]:
+        return self._avoid
 
     def start(self) -> None:
         """Go to an instance, or into the line. A refusal is answered, not raised."""
@@ -145,12 +159,12 @@ class Exchange:
     def give_up(self, refusal: Refusal) -> None:
         """Answer with an error; no instance has it."""
         self._leave_line()
+        self._record(refusal.status, refusal.code)
         event = self._relay.error_event(refusal.body()) if self._relay.headed else None
         if event is not None:
             self._client.complete(event, self._relay.keep_alive)
         else:
             self._client.refuse(refusal)
-        self._record(refusal.status, refusal.code)
 
     def received(self, data: bytes) -> None:
         """Bytes from the engine. The hot path: called for every chunk of every stream."""
@@ -160,26 +174,30 @@ class Exchange:
             out = relay.feed(data)
         except BadAnswer as error:
             # Of what was good in these bytes nothing has been passed on.
-            relay.begun = self._chunks > 0
+            relay.begun = self._passed
             self._break_off(f"it sent what is not HTTP: {error}")
             return
-        if relay.status >= 500 and not self._chunks and self._elsewhere():
+        if relay.status >= 500 and not self._passed and self._elsewhere():
             return
         if relay.done:
             instance = self._instance
             if instance is not None and (relay.status >= 500 or instance.health is not HEALTHY):
                 self._judge(instance)
             self._release(reusable=relay.reusable)
+            self._record(
+                relay.status
+            )  # first, as the next request of the connection is served by what follows
             self._client.complete(out, relay.keep_alive)
-            self._record(relay.status)
         elif out:
-            now = monotonic()
-            if not self._chunks:
-                self._first = now
-            else:
-                worker.meter.gap(now - self._last)
-            self._last = now
-            self._chunks += 1
+            self._passed = True
+            if relay.spoke:  # a head alone is no first token
+                now = monotonic()
+                if not self._first:
+                    self._first = now
+                elif relay.event_stream:
+                    worker.meter.gap(now - self._last)
+                self._last = now
+                self._chunks += 1
             self._client.pass_on(out)
 
     def lost(self, exc: Exception | None) -> None:
@@ -187,26 +205,31 @@ class Exchange:
         relay = self._relay
         if exc is None and relay.ends_by_close():
             self._release(reusable=False)
-            self._client.complete(b"", False)
             self._record(relay.status)
+            self._client.complete(b"", False)
             return
         connection, instance = self._connection, self._instance
-        if connection is not None and connection.reused and relay.silent and instance is not None:
+        stale = connection is not None and connection.reused and relay.silent and not self._renewed
+        if stale and instance is not None and monotonic() - self._sent < STALE_SECONDS:
             # The engine closed an idle connection just as we wrote to it: nobody's fault, nothing was
-            # read, and other pooled connections may be as stale.
+            # read, and other pooled connections may be as stale. Only at once and only once: an engine that
+            # dies of a request also says nothing, and its request must not go round all instances.
+            self._renewed = True
             with _held(instance):
                 self._release(reusable=False)
             self._try(instance, fresh=True)
             return
         self._break_off("it closed the connection" if exc is None else f"its connection broke: {exc}")
 
-    def cancel(self) -> None:
-        """The client has gone: break the engine's connection, which is how an engine learns to stop."""
+    def cancel(self, status: int = CLIENT_GONE, code: str = "client_gone") -> None:
+        """The client has gone, or we have failed: break the engine's connection, which tells it to stop."""
         if self._ticket is not None:
             self._order.group.line.cancel(self._ticket)
             self._leave_line()
         self._release(reusable=False)
-        self._record(self._relay.status or CLIENT_GONE, "client_gone")
+        if self._relay.told_all:  # some clients close at [DONE], before the end of the body is there
+            status, code = self._relay.status, ""
+        self._record(self._relay.status or status, code)
 
     def pause(self) -> None:
         """The client is slow: stop reading from the engine, so that TCP slows it down."""
@@ -222,8 +245,14 @@ class Exchange:
 
     def sweep(self, tick: int) -> None:
         if self._ticket is not None:
-            self._wake()
             order = self._order
+            found = self._find(self._avoid) if order.otherwise is not None else None
+            if found is not None:  # another chute of the list has room by now
+                order.group.line.cancel(self._ticket)
+                self._order = found[0]
+                self.proceed(found[1])
+                return
+            self._wake()
             if order.standing.comments and order.stream and tick % limits.COMMENT_SECONDS == 0:
                 self._client.pass_on(self._relay.comment())
             return
@@ -296,6 +325,7 @@ class Exchange:
     def _send(self, connection: UpstreamConnection) -> None:
         self._connection = connection
         connection.exchange = self
+        self._sent = monotonic()
         order = self._order
         body = order.body
         parts = (order.head, connection.instance.fields, self._relay.request_id)
@@ -417,24 +447,28 @@ class Exchange:
         if not relay.begun:
             self.give_up(refusal)
             return
+        self._record(relay.status, code)
         event = relay.error_event(refusal.body())
         if event is None:
             self._client.break_off()
         else:
             self._client.complete(event, False)
-        self._record(relay.status, code)
 
     def _record(self, status: int, error: str = "") -> None:
         """Count what has ended. Times are kept relative to its start."""
+        if self._recorded:
+            return
+        self._recorded = True
         order, relay, instance = self._order, self._relay, self._tried
+        chunks = self._chunks if relay.event_stream else 0
         standing = order.standing
         started, now, meter = self._started, monotonic(), self._worker.meter
         first = (self._first or now) - started if relay.begun else 0.0
         # A stream that was cut has told nothing: engines send some one token a chunk.
-        usage = relay.usage or Usage(0, max(0, self._chunks - 1), 0)
+        usage = relay.usage or Usage(0, max(0, chunks - 1), 0)
         if self._counted:
             self._worker.quota.end(standing.key, usage[0] + usage[1], now)
-        if self._chunks > 1 and usage[1]:
+        if chunks > 1 and usage[1]:
             order.group.score = scored(order.group.score, first, now - started, usage[1])
         meter.add(
             wire.Record(
@@ -454,7 +488,7 @@ class Exchange:
                 usage[0],
                 usage[1],
                 usage[2],
-                self._chunks,
+                chunks,
                 self._retries,
                 order.stream,
             )

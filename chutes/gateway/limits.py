@@ -104,3 +104,8 @@ LINE_SECONDS = 0.03
 """Between two looks for a place that another worker has freed, while somebody waits for one."""
 COMMENT_SECONDS = 10
 """Between two comments to a client that waits and wants to see life; idle bounds of proxies start at 30."""
+OUTBOX_BYTES = 256 * 1024
+"""Of what a turn of the loop has to send before some is sent: a transport can only say that its client does
+not read when it is given something."""
+CHANNEL_SECONDS = 2
+"""For control to take the last records of a worker that ends."""

@@ -11,17 +11,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from chutes.gateway import limits
+
 
 class Outbox:
     """The writes of one event loop, in the order in which they were asked for."""
 
     def __init__(self) -> None:
+        self._bytes = 0
         self._waiting: list[tuple[Callable[..., None], bytes | None]] = []
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
         self._waiting.append((transport.write, data))
+        self._bytes += len(data)
+        if self._bytes > limits.OUTBOX_BYTES:
+            self.flush()
 
     def then(self, action: Callable[[], None]) -> None:
         """Do this after what is to be written before it: closing, for one."""
@@ -30,7 +36,7 @@ class Outbox:
         self._waiting.append((action, None))
 
     def flush(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._bytes = self._waiting, [], 0
         for action, data in waiting:
             try:
                 if data is None:

@@ -122,6 +122,16 @@ class AnswerRelay:
         self.reusable = False  # a body where there must be none
         return b""
 
+    @property
+    def spoke(self) -> bool:
+        """Something of a body has been passed on."""
+        return bool(self._tail)
+
+    @property
+    def told_all(self) -> bool:
+        """A stream has been passed on up to its last event, if not to the end of its body."""
+        return self.event_stream and b"data: [DONE]" in self._tail[-32:]
+
     def ends_by_close(self) -> bool:
         """Whether the end of the engine's connection is this body's proper end."""
         return self._framing == CLOSE

@@ -42,6 +42,9 @@ FOR_CONTROL = _forwarded(b"Content-Type", b"Accept")
 JSON_BODY = b"Content-Type: application/json\r\n"
 """What a body is that a model was found in, whatever the client calls it: `curl -d` alone calls it a form."""
 
+FROM_ELSEWHERE = (b"origin", b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
+"""Fields that a browser or a proxy adds to what others ask."""
+
 THINKING = {b"true": True, b"1": True, b"false": False, b"0": False}
 
 STATIC = {b"/": answers.WELCOME, b"/ping": answers.PING, b"/health": answers.HEALTHY}
@@ -207,7 +210,7 @@ class Service:
                 403,
                 "admin_key_needed",
                 "This key may call models but not manage the platform.",
-                "Use an admin key: `chutes keys create --admin --name NAME`.",
+                "Use an admin key (`chutes keys create --admin --name NAME`) or the command line.",
             )
         request.standing = standing = Standing(self._edition, request, key, inference)
         standing.destination, standing.inner = destination, inner
@@ -379,7 +382,7 @@ def _only_from_here(request: RequestHead) -> None:
     point here, or simply by posting to us. Raises Refusal."""
     host = request.headers.get(b"host", b"").decode("ascii", "replace")
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if not is_loopback(name) or b"origin" in request.headers:
+    if not is_loopback(name) or any(field in request.headers for field in FROM_ELSEWHERE):
         raise Refusal(
             403,
             "not_from_here",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 from chutes import wire
-from chutes.board import INSTANCE_SLOTS, QUEUED_AT, Board
+from chutes.board import QUEUED_AT, Board
 from chutes.gateway import answers, balance, breaker, limits
 from chutes.gateway.answers import Refusal
 from chutes.gateway.breaker import HEALTHY
@@ -29,6 +29,11 @@ class Waits(Protocol):
     @property
     def prefix(self) -> int | None:
         """`balance.prefix_key`, if it matters."""
+
+    @property
+    def avoid(self) -> Sequence[Instance]:
+        """Instances that have failed it."""
+        ...
 
     def proceed(self, instance: Instance) -> None:
         """There is a place; go on."""
@@ -244,7 +249,7 @@ class Group(Generic[Waiter]):
     def serve(self, now: float) -> None:
         """Give free places to those who wait; called whenever one may have become free."""
         while (ticket := self.line.first()) is not None:
-            instance = self.choose(now, ticket.item.prefix)
+            instance = self.choose(now, ticket.item.prefix, ticket.item.avoid)
             if instance is None:
                 return
             self.line.pop()
@@ -351,4 +356,4 @@ class Upstreams(Generic[Waiter]):
 
 def _column(route: wire.Route | None) -> int:
     """Where the line of a chute is counted. That of the control API, where nobody waits, has none."""
-    return QUEUED_AT + (route.slot if route is not None else INSTANCE_SLOTS - 1)
+    return QUEUED_AT + (route.slot if route is not None else 0)

@@ -37,6 +37,7 @@ class Channel(asyncio.Protocol):
         self._worker = worker
         self._decoder = msgspec.json.Decoder(wire.ToWorker)
         self._encoder = msgspec.json.Encoder()
+        self.closed = asyncio.Event()
         self._lines: list[bytes] = []
         """Pieces of a line that has not ended: a table of many chutes takes several reads."""
         self._transport: asyncio.Transport | None = None
@@ -57,6 +58,7 @@ class Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self.closed.set()
         self._worker.drain(limits.DRAIN_SECONDS)  # control has gone; nobody will stop us otherwise
 
     def close(self) -> None:
@@ -109,6 +111,8 @@ class Worker:
         await asyncio.sleep(0)  # requests that this cut off are recorded as their connections end
         self._clients.meter.flush()
         self._channel.close()
+        with contextlib.suppress(TimeoutError):  # control may be slow to read, or gone
+            await asyncio.wait_for(self._channel.closed.wait(), limits.CHANNEL_SECONDS)
         self._service.upstreams.close()
         await asyncio.sleep(0)  # closed transports are released in the next turn of the loop
 

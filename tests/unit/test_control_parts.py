@@ -178,7 +178,7 @@ def test_a_broken_settings_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_of_a_known_family_calls_tools_and_thinks_without_a_flag(tmp_path: Path) -> None:
-    directory = tmp_path / "Qwen3-tiny"
+    directory = tmp_path / "Qwen3-4B"
     directory.mkdir()
     (directory / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}')
     (directory / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")

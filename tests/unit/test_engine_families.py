@@ -277,7 +277,8 @@ def test_the_catalogue():
 @pytest.mark.parametrize(
     ("name", "model_type", "architecture", "expected"),
     [
-        ("/models/mine", "qwen3_moe", "Qwen3MoeForCausalLM", "qwen3"),
+        ("/models/mine", "qwen3_moe", "Qwen3MoeForCausalLM", "qwen3-like"),
+        ("acme/support-bot", "qwen3", "Qwen3ForCausalLM", "qwen3-like"),
         ("/models/mine", "deepseek_v32", "DeepseekV32ForCausalLM", "deepseek-v3.2"),
         ("/models/mine", "glm4_moe", "Glm4MoeForCausalLM", "glm-4.5"),
         ("/models/mine", "glm_moe_dsa", "GlmMoeDsaForCausalLM", "glm-4.7"),
