@@ -184,9 +184,9 @@ class Exchange:
             if instance is not None and (relay.status >= 500 or instance.health is not HEALTHY):
                 self._judge(instance)
             self._release(reusable=relay.reusable)
-            self._record(
-                relay.status
-            )  # first, as the next request of the connection is served by what follows
+            self._chunks += 1
+            # First, as what follows may serve the next request of the connection.
+            self._record(relay.status)
             self._client.complete(out, relay.keep_alive)
         elif out:
             self._passed = True

@@ -130,7 +130,7 @@ CASES = [
         "in pieces",
         raw(HTTP[:9], HTTP[9:] + "Content-Le", "ngth: 2\r\n\r\n{", "}"),
         shown(HTTP + "Content-Length: 2\r\n\r\n{}"),
-        chunks=1,
+        chunks=0,
     ),
     passes("continue first", raw("HTTP/1.1 100 Continue\r\n\r\n", sized(TEXT), keep=True), GOOD[False]),
     passes(
