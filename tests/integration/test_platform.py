@@ -110,7 +110,7 @@ class Asking(threading.Thread):
 
 
 def test_requests_for_a_starting_chute_wait_for_it(kit: PlatformKit) -> None:
-    kit.run("deploy", "--no-wait", kit.chute("--fake-startup-seconds 4"))
+    kit.run("deploy", "--no-wait", kit.chute("--fake-startup-seconds 10"))
     key = kit.key()
     until(lambda: kit.instance()["phase"] == "loading")
     (model,) = json.loads(kit.ask(key, "/v1/models")[1])["data"]
