@@ -8,6 +8,7 @@ straight line, without a task, a future or a copy that it does not need:
     http.py       a head → facts, strictly                          (pure)
     chunked.py    chunked bodies: where they end, what is in them   (pure)
     service.py    a request → an answer, a refusal, or an order to forward
+      orders.py   what it decides, as data
       access.py   whose key this is                                 (pure)
       routing.py  which chutes and which of their paths             (pure)
       scores.py   in which order the chutes of a list               (pure)

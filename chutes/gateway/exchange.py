@@ -19,11 +19,11 @@ from chutes.gateway.breaker import HEALTHY
 from chutes.gateway.events import Usage
 from chutes.gateway.http import BadAnswer
 from chutes.gateway.meter import Meter, monotonic
+from chutes.gateway.orders import Order
 from chutes.gateway.outbox import Outbox
 from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.scores import scored
-from chutes.gateway.service import Order
 from chutes.gateway.upstream import Instance, UpstreamConnection, hopeless
 from chutes.gateway.waiting import Ticket, Why
 

@@ -18,7 +18,7 @@ from chutes.gateway.answers import Refusal
 from chutes.wire import key_digest
 
 if TYPE_CHECKING:
-    from chutes.gateway.service import Standing
+    from chutes.gateway.orders import Standing
 
 TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n]*)?")

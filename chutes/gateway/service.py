@@ -16,136 +16,27 @@ from msgspec import UNSET
 from chutes import wire
 from chutes.board import Board
 from chutes.config import is_loopback
-from chutes.gateway import answers, limits
+from chutes.gateway import answers
 from chutes.gateway.access import Access, check_expiry, may_invoke
 from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import prefix_key
 from chutes.gateway.heads import RequestHeads
 from chutes.gateway.http import RequestHead
+from chutes.gateway.orders import JSON_BODY, Aim, Order, Standing
 from chutes.gateway.routing import MODELS_PATHS, Destination, Routes, no_such_path
 from chutes.gateway.scores import Preference, Room, rank
-from chutes.gateway.surface import CHAT_PATHS, COMPLETION_PATHS, Peek, peek, rewrite
-from chutes.gateway.upstream import Group, Upstreams
+from chutes.gateway.surface import COMPLETION_PATHS, Peek, peek, rewrite
+from chutes.gateway.upstream import Upstreams
 
 if TYPE_CHECKING:
     from chutes.gateway.exchange import Exchange
 
 
-def _forwarded(*names: bytes) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple((name.lower(), name + b": %b\r\n") for name in names)
-
-
-FOR_ENGINES = _forwarded(b"Accept", b"User-Agent", b"Traceparent", b"Tracestate")
-"""Request headers that an engine gets. Never the client's key or cookies; no Accept-Encoding either, as
-an error event could not be added to a compressed stream."""
-FOR_CONTROL = _forwarded(b"Content-Type", b"Accept")
-JSON_BODY = b"Content-Type: application/json\r\n"
-"""What a body is that a model was found in, whatever the client calls it: `curl -d` alone calls it a form."""
-
 FROM_ELSEWHERE = (b"origin", b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 """Fields that a browser or a proxy adds to what others ask."""
 
-THINKING = {b"true": True, b"1": True, b"false": False, b"0": False}
-
 STATIC = {b"/": answers.WELCOME, b"/ping": answers.PING, b"/health": answers.HEALTHY}
 MODEL_PREFIXES = tuple(path + b"/" for path in MODELS_PATHS)
-
-
-class Standing:
-    """What a table says of a request head, for when the same head comes again."""
-
-    __slots__ = (
-        "aims",
-        "comments",
-        "destination",
-        "edition",
-        "fields",
-        "inference",
-        "inner",
-        "key",
-        "method",
-        "path",
-        "thinking",
-    )
-
-    def __init__(self, edition: object, request: RequestHead, key: wire.Key, inference: bool) -> None:
-        self.edition = edition
-        """Of the table that said so; holds for no other. Not the table: a remembered head would keep it."""
-        self.key = key
-        self.inference = inference
-        self.fields = (
-            JSON_BODY + _fields(request, FOR_ENGINES) if inference else _fields(request, FOR_CONTROL)
-        )
-        """The client's header lines that go on."""
-        self.method = request.method.decode()
-        self.path = request.path[: limits.NAME_CHARACTERS].decode()
-        """For the record, as `method`."""
-        self.thinking = THINKING.get(request.headers.get(b"x-enable-thinking", b"").lower())
-        """What the header said of it; None: nothing."""
-        self.aims: dict[str, Aim] = {}
-        """By model name, as it was asked for; names of chutes only, so there are not many."""
-        self.comments = (
-            request.headers.get(b"x-wait-comments", b"") in (b"1", b"true") and not request.http_1_0
-        )
-        """The client wants to see life while its stream waits for a chute."""
-        self.destination: Destination | None = None
-        """The chute, if host or path names it; else the body does."""
-        self.inner = b""
-        """With a destination: its public path."""
-
-
-class Aim:
-    """What a table says of a request head and a chute."""
-
-    __slots__ = ("capabilities", "chat", "completions", "group", "head", "name", "thinking", "twins")
-
-    def __init__(
-        self,
-        standing: Standing,
-        group: Group[Exchange],
-        route: wire.Route,
-        inner: bytes,
-        query: bytes,
-        thinking: bool | None,
-    ) -> None:
-        self.group = group
-        self.name = route.name
-        self.capabilities = route.capabilities
-        self.head = b"POST %b%b HTTP/1.1\r\n%b" % (inner, query, standing.fields)
-        self.chat = inner in CHAT_PATHS
-        self.completions = inner in COMPLETION_PATHS
-        self.thinking = thinking
-        self.twins = self.chat and "reasoning" in route.capabilities
-
-
-class Order:
-    """A request as an instance is to get it."""
-
-    # Defaults stand here: most orders leave them.
-    model = ""
-    """As the client spelled it."""
-    stream = False
-    shows_usage = True
-    """The client wants to see the usage that a stream tells at its end."""
-    twins = False
-    """Thoughts in the answer are to be given under both of their names."""
-    prefix: int | None = None
-    """`balance.prefix_key`, if there are instances to choose from."""
-    otherwise: Order | None = None
-    """The same for the next chute of a list."""
-    repeatable = True
-    """Whether an instance that broke off may already have acted, harmlessly."""
-
-    def __init__(
-        self, standing: Standing, group: Group[Exchange], name: str, head: bytes, body: bytes
-    ) -> None:
-        self.standing = standing
-        self.group = group
-        self.name = name
-        """Of the chute, for messages."""
-        self.head = head
-        """Request line and header lines, without Host, Authorization and X-Request-Id."""
-        self.body = body
 
 
 class Service:
@@ -370,11 +261,6 @@ class Service:
 def _is_ours(path: bytes) -> bool:
     """Whether this path is answered from memory."""
     return path in STATIC or path in MODELS_PATHS or path.startswith(MODEL_PREFIXES)
-
-
-def _fields(request: RequestHead, names: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    headers = request.headers
-    return b"".join(form % headers[name] for name, form in names if name in headers)
 
 
 def _only_from_here(request: RequestHead) -> None:

@@ -18,9 +18,10 @@ from chutes.board import Board
 from chutes.gateway import client
 from chutes.gateway.client import ClientConnection, Clients
 from chutes.gateway.exchange import Client
+from chutes.gateway.orders import Order
 from chutes.gateway.outbox import Outbox
 from chutes.gateway.relay import AnswerRelay
-from chutes.gateway.service import Order, Service
+from chutes.gateway.service import Service
 
 MAX_BODY = 300
 BOARD = Board(Board.create(rows=1).fd, row=0)

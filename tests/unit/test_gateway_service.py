@@ -15,7 +15,8 @@ from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import least_loaded
 from chutes.gateway.exchange import Exchange
 from chutes.gateway.http import parse_request_head
-from chutes.gateway.service import Order, Service
+from chutes.gateway.orders import Order
+from chutes.gateway.service import Service
 from chutes.gateway.surface import peek
 from chutes.gateway.upstream import Upstreams, hopeless
 
