@@ -196,3 +196,21 @@ def setting_of(choice: Choice) -> Setting:
     names = set(Setting.model_fields) - {"kv_cache_dtype"}
     fields = {name: getattr(choice, name) for name in names}
     return Setting(**fields, kv_cache_dtype="fp8" if choice.kv_cache_dtype == "fp8" else "auto")
+
+
+WEIGHTS_ONLY: dict[str, Any] = {
+    "max_model_len": 0,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 0,
+    "kv_cache_dtype": "auto",
+    "block_size": 0,
+    "kv_cache_tokens": 0,
+    "max_concurrency": 0.0,
+    "kv_cache_tokens_safe": 0,
+    "max_concurrency_safe": 0.0,
+    "engine_args": [],
+    "kv_cache_needed_bytes_per_gpu": 0,
+    "estimated_max_model_len": 0,
+    "estimated_max_model_len_safe": 0,
+}
+"""Of a choice for a model that makes images: no tokens, no cache, no arguments of an engine for text."""

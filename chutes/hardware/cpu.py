@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from chutes.exception import ModelError
-from chutes.hardware.choice import Choice, PerGpuBytes, Request
+from chutes.hardware.choice import WEIGHTS_ONLY, Choice, PerGpuBytes, Request
 from chutes.hardware.describing import context_wanted
 from chutes.hardware.devices import Machine
 from chutes.hardware.memory import cpu_kv_tokens
@@ -195,24 +195,12 @@ def _only_weights(weights: int, machine: Machine) -> Choice:
         else too_little(weights, free, weights + ENGINE_BYTES - free),
         price_per_hour=None,
         gpu_memory_utilization=round(min(1.0, (weights + ENGINE_BYTES) / machine.memory_total), 4),
-        max_model_len=0,
-        max_num_seqs=1,
-        max_num_batched_tokens=0,
-        kv_cache_dtype="auto",
-        block_size=0,
-        kv_cache_tokens=0,
-        max_concurrency=0.0,
-        kv_cache_tokens_safe=0,
-        max_concurrency_safe=0.0,
-        engine_args=[],
         per_gpu_bytes=PerGpuBytes(
             total=machine.memory_total, usable=free, weights=weights,
             kv_cache_expected=free - weights - ENGINE_BYTES, kv_cache_safe=free - weights - ENGINE_BYTES,
             peak_activation=0, non_torch=ENGINE_BYTES, cuda_graph=0,
         ),
-        kv_cache_needed_bytes_per_gpu=0,
-        estimated_max_model_len=0,
-        estimated_max_model_len_safe=0,
+        **WEIGHTS_ONLY,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chutes.hardware import roofline
-from chutes.hardware.choice import Choice, PerGpuBytes, Request, Speed
+from chutes.hardware.choice import WEIGHTS_ONLY, Choice, PerGpuBytes, Request, Speed
 from chutes.hardware.memory import Estimate, Layout, Setting
 from chutes.hardware.offers import Offer
 from chutes.hardware.terms import gib
@@ -70,21 +70,9 @@ def only_weights(offer: Offer, found: Estimate, fits: bool, safe: bool, notes: l
         price_per_hour=offer.hourly,
         price_date=offer.price_date,
         gpu_memory_utilization=round(found.gpu_memory_utilization, 4),
-        max_model_len=0,
-        max_num_seqs=1,
-        max_num_batched_tokens=0,
-        kv_cache_dtype="auto",
-        block_size=0,
-        kv_cache_tokens=0,
-        max_concurrency=0.0,
-        kv_cache_tokens_safe=0,
-        max_concurrency_safe=0.0,
-        engine_args=[],
         node_selector=selector(offer),
         per_gpu_bytes=PerGpuBytes(**{name: getattr(found, name) for name in PerGpuBytes.model_fields}),
-        kv_cache_needed_bytes_per_gpu=0,
-        estimated_max_model_len=0,
-        estimated_max_model_len_safe=0,
+        **WEIGHTS_ONLY,
     )
 
 
