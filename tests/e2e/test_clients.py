@@ -172,7 +172,7 @@ def test_a_client_that_leaves_ends_the_engines_work(kit: PlatformKit, key: str) 
     connection.close()
     left = time.monotonic()
     until(lambda: running() == 0, 10)
-    assert time.monotonic() - left < 5, "4,000 tokens would have taken far longer"
+    assert time.monotonic() - left < 8, "4,000 tokens would have taken far longer"
 
 
 def test_many_clients_at_once(kit: PlatformKit, key: str) -> None:

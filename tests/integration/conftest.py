@@ -75,7 +75,7 @@ class GatewayWorker:
     ) -> None:
         """`bounds`: other values for some of `gateway.limits`, as nobody waits minutes for a test."""
         self.channel, theirs = socket.socketpair()
-        self.channel.settimeout(10)
+        self.channel.settimeout(60)
         self._arrived = b""
         self.records: list[wire.Record] = []
         (listener,) = listen(host, port, slots=1, shared=port != 0)
@@ -107,13 +107,13 @@ class GatewayWorker:
         assert event.pid == self.process.pid
         return self
 
-    def event(self, timeout: float = 10) -> wire.FromWorker:
+    def event(self, timeout: float = 30) -> wire.FromWorker:
         """The next message from the worker that is no `Usage`; those are collected. Raises TimeoutError."""
         while isinstance(event := self._message(timeout), wire.Usage):
             self.records += event.records
         return event
 
-    def record(self, timeout: float = 10) -> wire.Record:
+    def record(self, timeout: float = 30) -> wire.Record:
         """The next request that ended, as it was metered. Raises TimeoutError."""
         while not self.records:
             event = self._message(timeout)
@@ -156,7 +156,7 @@ def exchange(
     """One request on a connection of its own: status, headers (lower-case names), body."""
     import http.client
 
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request(method, path, body or None, headers or {})
         response = connection.getresponse()
@@ -188,7 +188,7 @@ def route(
     )
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 5) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
     """The first true value of `condition` within the time, or its last value."""
     until = time.monotonic() + seconds
     while not (value := condition()) and time.monotonic() < until:

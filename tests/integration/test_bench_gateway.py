@@ -162,7 +162,7 @@ def test_a_right_engine_has_no_bad_answers(load: Path, engine: int, arguments: l
 
 def test_the_engine_says_what_vllm_says(engine: int) -> None:
     def ask(body: str) -> tuple[bytes, bytes]:
-        with socket.create_connection(("127.0.0.1", engine), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", engine), timeout=30) as connection:
             fields = f"Connection: close\r\nContent-Length: {len(body)}"
             connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{fields}\r\n\r\n{body}".encode())
             whole = b"".join(iter(lambda: connection.recv(65536), b""))

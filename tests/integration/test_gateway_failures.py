@@ -210,7 +210,7 @@ class Bench:
         body = json.dumps({"model": model, "prompt": prompt, **fields} | ({"stream": True} if stream else {}))
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: {USER}\r\nX-Request-Id: t-1\r\n"
         text = f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-        with socket.create_connection(("127.0.0.1", self.worker.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", self.worker.port), timeout=30) as client:
             client.sendall(text.encode())
             return everything(client)
 
@@ -374,7 +374,7 @@ def test_a_list_without_instances_waits_for_one_that_can_be_woken(bench: Bench) 
             route(name="org/B", chute_id="b", phase="stopped", asleep=True),
         ]
     )
-    with socket.create_connection(("127.0.0.1", bench.worker.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", bench.worker.port), timeout=30) as client:
         body = b'{"model":"org/A,org/B"}'
         client.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: %b\r\nContent-Length: %d\r\n\r\n%b"
@@ -414,7 +414,7 @@ def test_a_broken_answer_frees_its_keys_place_once(bench: Bench) -> None:
         assert bench.record()[0].error == "upstream_broke_off"
     hold = json.dumps({"model": MODEL, "fake": {"do": "hang"}}).encode()
     bench.bad.reset(do="answer")
-    with socket.create_connection(("127.0.0.1", bench.worker.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", bench.worker.port), timeout=30) as client:
         client.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nX-API-Key: cpk_limited\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(hold), hold)

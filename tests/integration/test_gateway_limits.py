@@ -356,7 +356,7 @@ async def test_who_waits_too_long_is_told(start_worker: Callable[..., GatewayWor
         assert (busy[0], code(busy[2])) == (429, "queue_timeout")
         assert (starts[0], code(starts[2])) == (503, "queue_timeout")
         assert min(int(answer[1]["retry-after"]) for answer in (busy, starts)) > 0
-        assert 2 <= time.monotonic() - began < 5
+        assert 2 <= time.monotonic() - began < 20
         holding.cancel()
         while bench.engines[0].seen()["in_flight"] != 0:
             await asyncio.sleep(0.01)

@@ -28,7 +28,7 @@ def request(fields: str = "", *, length: bool = True, version: str = "1.1", **bo
 
 @contextmanager
 def connected(worker: GatewayWorker) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", worker.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=30) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield client
 
@@ -85,7 +85,7 @@ def test_more_than_fits_ahead_waits_in_the_kernel(
     before = shared_worker.memory()
     padding = "x" * 500_000
     with connected(shared_worker) as client:
-        client.settimeout(20)
+        client.settimeout(60)
         client.sendall(request(fake={"first": 0.5}))
         client.setblocking(False)
         sent = 0
@@ -97,7 +97,7 @@ def test_more_than_fits_ahead_waits_in_the_kernel(
             except BlockingIOError:
                 time.sleep(0.01)
         assert shared_worker.memory() - before < 4 << 20
-        client.settimeout(20)
+        client.settimeout(60)
         client.sendall(bulk[sent:])
         data = b""
         while data.count(b"HTTP/1.1 418") < 40:
@@ -200,7 +200,7 @@ def test_a_head_that_drips_is_given_up_and_idle_connections_are_not(shared_worke
             except TimeoutError:
                 continue
         assert data.startswith(b"HTTP/1.1 408 ")
-        assert limits.HEAD_SECONDS - 1.5 < time.monotonic() - started < limits.HEAD_SECONDS + 3
+        assert limits.HEAD_SECONDS - 1.5 < time.monotonic() - started < limits.HEAD_SECONDS + 10
         idle.sendall(PING)
         assert idle.recv(1000).startswith(b"HTTP/1.1 200 ")
 

@@ -102,7 +102,7 @@ def test_bytes_are_identical(worker: GatewayWorker, many: list[Ask], cuts: list[
     sent = [ask.sent(number) for number, ask in enumerate(many)]
     data = b"".join(bytes_ for bytes_, _ in sent)
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=30) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for start, end in itertools.pairwise(places):
             client.sendall(data[start:end])

@@ -186,7 +186,7 @@ def test_an_engine_that_does_not_listen_yet_is_stopped_too(kit: PlatformKit) -> 
     until(lambda: kit.instance()["phase"] == "loading")
     began = time.monotonic()
     kit.run("down")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40
     assert kit.engine_tree() == []
 
 
@@ -199,7 +199,7 @@ def test_a_stream_is_finished_before_the_platform_goes_down(kit: PlatformKit) ->
     asking.start()
     time.sleep(0.5)
     kit.run("down")
-    asking.join(10)
+    asking.join(60)
     assert answers[0][0] == 200
     assert answers[0][1].endswith(b"data: [DONE]\n\n")
     assert kit.engine_tree() == []
@@ -283,7 +283,7 @@ def test_keys_are_shown_once_and_revoked_at_once(kit: PlatformKit) -> None:
     assert listed["secret_key"] is None
     assert "already exists" in kit.run("keys", "create", "--name", "ci", code=1).stderr
     kit.run("keys", "delete", "ci")
-    until(lambda: kit.ask(key, "/v1/models")[0] == 401, 2)
+    until(lambda: kit.ask(key, "/v1/models")[0] == 401, 10)
     secret = key.rsplit(".", 1)[1]
     for path in kit.home.rglob("*"):
         if path.is_file():
@@ -455,7 +455,7 @@ def test_logs_can_be_followed(kit: PlatformKit) -> None:
         assert any("a new line" in line for line in lines)
         kit.run("delete", "--yes", NAME)
         follower.stdout.read()
-        assert follower.wait(20) == 0, "it ends with the instance"
+        assert follower.wait(60) == 0, "it ends with the instance"
 
 
 def test_logs_of_what_has_none_yet(kit: PlatformKit) -> None:
@@ -501,14 +501,14 @@ def test_run_dev_serves_in_the_foreground(kit: PlatformKit) -> None:
             assert any(line.startswith("Serving ") for line in second.stderr)
             second.send_signal(signal.SIGTERM)
             second.stderr.read()
-            assert second.wait(20) == 0
+            assert second.wait(60) == 0
         status, body = kit.chat("no key is needed")
         assert status == 200, body
         assert json.loads(body)["choices"]
         process.send_signal(signal.SIGINT)
         assert process.stdout.read().endswith("the hook ran\n")
         process.stderr.read()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     assert not found_in(kit.home / "dev")
 
 

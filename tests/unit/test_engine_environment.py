@@ -94,9 +94,9 @@ async def test_made_once_over_a_half_made_one_by_two_at_once(tmp_path: Path, rel
     assert marker["release"] == release.id
     assert not (first.path / "tmp").exists()
 
-    started = time.monotonic()
+    seen.clear()
     assert await environment.ensure(release, root, progress) == first
-    assert time.monotonic() - started < 0.5  # nothing is made when it is there
+    assert not seen  # nothing is made when it is there
 
     # Another pinned set under the same id is another environment.
     release.requirements.write_text(f"# changed\n{NAME}==1.0\n")
@@ -145,7 +145,7 @@ async def test_a_set_that_does_not_import_is_not_taken(tmp_path: Path, release: 
 
 
 async def test_cancelling_ends_pip_and_leaves_nothing(tmp_path: Path, release: EngineRelease):
-    wheel(tmp_path / "index", body="import time\ntime.sleep(60)\n")
+    wheel(tmp_path / "index", body="import time\ntime.sleep(600)\n")
     started = asyncio.Event()
 
     def progress(what: str, share: float | None) -> None:
@@ -159,7 +159,7 @@ async def test_cancelling_ends_pip_and_leaves_nothing(tmp_path: Path, release: E
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60  # it does not wait for pip to end by itself
     assert not (tmp_path / "engines" / release.id).exists()
     # The lock is free again and nothing still writes there.
     wheel(tmp_path / "index")

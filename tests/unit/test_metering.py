@@ -85,7 +85,7 @@ def test_what_cannot_be_written_now_is_written_later(
     monkeypatch.setattr(store, "add", full)
     meter = Meter(store)
     meter.take(Usage([record()]))
-    assert refused.wait(5)
+    assert refused.wait(30)
     monkeypatch.setattr(store, "add", add)
     meter.take(Usage([record(request_id="r2")]))
     meter.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -201,12 +199,6 @@ def test_a_cpu_is_hardware_too() -> None:
     assert large is not None
     assert not large.fits
     assert "too little" in large.reason
-
-
-def test_planning_is_quick_enough_to_wait_for() -> None:
-    began = time.perf_counter()
-    plan("zai-org/GLM-4.6")
-    assert time.perf_counter() - began < 2  # 0.3 s here; a busy machine gets room
 
 
 # ---- what must hold of every plan ----
