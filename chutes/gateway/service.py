@@ -22,7 +22,7 @@ from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import prefix_key
 from chutes.gateway.heads import RequestHeads
 from chutes.gateway.http import RequestHead
-from chutes.gateway.orders import JSON_BODY, Aim, Order, Standing
+from chutes.gateway.orders import JSON_BODY, KEPT, Aim, Order, Standing
 from chutes.gateway.routing import MODELS_PATHS, Destination, Routes, no_such_path
 from chutes.gateway.scores import Preference, Room, rank
 from chutes.gateway.surface import COMPLETION_PATHS, Peek, peek, rewrite
@@ -36,6 +36,8 @@ FROM_ELSEWHERE = (b"origin", b"forwarded", b"x-forwarded-for", b"x-real-ip", b"v
 """Fields that a browser or a proxy adds to what others ask."""
 
 STATIC = {b"/": answers.WELCOME, b"/ping": answers.PING, b"/health": answers.HEALTHY}
+NOBODY = wire.Key(key_id="", digest="")
+"""Whose requests those are that need no key."""
 MODEL_PREFIXES = tuple(path + b"/" for path in MODELS_PATHS)
 
 
@@ -89,6 +91,13 @@ class Service:
         inference = destination is not None or path in self._routes.inference_paths
         if not inference and method == b"POST" and path.startswith(b"/v1/"):
             inference = not _is_ours(path)
+        if destination is not None and method == b"GET" and _is_kept(destination, inner):
+            # Whoever has the URL may see the picture, as elsewhere: a page shows it, which has no key.
+            standing = Standing(self._edition, request, NOBODY, True)
+            standing.destination, standing.inner, standing.keeps = destination, inner, True
+            standing.path = standing.path.rpartition("/")[0]  # its last part is as good as a key
+            request.standing = standing
+            return standing
         if inference and method != b"POST":
             raise _wrong_method(b"POST")
         if not inference and _is_ours(path):
@@ -219,6 +228,8 @@ class Service:
         """For a chute that host or path named: its body may be anything, but what is for an engine is
         treated as everywhere."""
         path = standing.inner
+        if standing.keeps:
+            return self._kept(standing, destination.route)
         inner = destination.inner.get(path)
         route = destination.route
         if inner in COMPLETION_PATHS or (path in self._routes.inference_paths and _is_json(request)):
@@ -235,9 +246,22 @@ class Service:
         if inner is None:
             raise no_such_path(path, route)
         kind = b"Content-Type: %b\r\n" % request.headers.get(b"content-type", b"application/octet-stream")
-        fields = standing.fields.removeprefix(JSON_BODY) + kind
+        fields = standing.fields.removeprefix(JSON_BODY) + kind + standing.kept_at(route)
         head = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n" % (inner, request.query, fields, len(body))
         return Order(standing, self.upstreams.group(route.chute_id), route.name, head, body)
+
+    def _kept(self, standing: Standing, route: wire.Route) -> Order:
+        """For what one instance has made and keeps. Raises Refusal."""
+        group = self.upstreams.group(route.chute_id)
+        owner = standing.inner[len(KEPT) :].partition(b".")[0].decode("ascii", "replace")
+        found = next((one for one in group.instances if one.upstream.instance_id == owner), None)
+        if found is None:
+            raise Refusal(404, "no_such_image", "There is no such picture here (any more).")
+        fields = standing.fields.removeprefix(JSON_BODY)
+        head = b"GET %b HTTP/1.1\r\n%b" % (standing.inner, fields)
+        order = Order(standing, group, route.name, head, b"")
+        order.only = found
+        return order
 
     def _from_memory(self, request: RequestHead, now: float) -> Answer:
         path = request.path
@@ -261,6 +285,11 @@ class Service:
 def _is_ours(path: bytes) -> bool:
     """Whether this path is answered from memory."""
     return path in STATIC or path in MODELS_PATHS or path.startswith(MODEL_PREFIXES)
+
+
+def _is_kept(destination: Destination, inner: bytes) -> bool:
+    """Whether this path of a chute is one of a picture that it keeps."""
+    return inner.startswith(KEPT) and "images" in destination.route.capabilities
 
 
 def _only_from_here(request: RequestHead) -> None:
@@ -298,6 +327,8 @@ def _order(aim: Aim, standing: Standing, peeked: Peek, body: bytes) -> Order:
             order.shows_usage = False
     if aim.twins:
         order.twins = True
+    if aim.draws:
+        order.draws = True
     if len(group.instances) > 1:
         said = peeked.prompt if peeked.messages is UNSET else peeked.messages
         if said is not UNSET:
