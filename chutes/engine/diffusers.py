@@ -79,7 +79,7 @@ class Diffusers(Released):
         return reached
 
     async def warm(self, start: Start) -> None:
-        """A small picture in few steps: it compiles what is compiled lazily, and fails where numbers overflow."""
+        """A small picture: compiles what is compiled lazily, and fails where numbers overflow."""
         body = {
             "prompt": "a red apple on a table",
             "size": f"{WARM_SIDE}x{WARM_SIDE}",

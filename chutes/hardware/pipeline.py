@@ -1,7 +1,7 @@
 """Which device of this machine a pipeline that draws is given, and why. Pure.
 
-Its weights are counted exactly, from the headers of their files. What it needs beside them while it draws is an
-estimate from the size of its largest tensors, not a measurement; the reasons say so.
+Its weights are counted exactly, from the headers of their files. What it needs beside them while it draws
+is an estimate from the size of its largest tensors, not a measurement; the reasons say so.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ CPU_BYTES = GIB  # torch and diffusers, imported: 0.9 GiB resident
 
 PIXELS = 1024 * 1024  # the published default
 
-# Decoding a picture is the peak: its last layers hold some four tensors of 256 channels a pixel (two blocks of
-# 128 joined, of Stable Diffusion's autoencoder) in float32, to which pipelines upcast it.
+# Decoding a picture is the peak: its last layers hold some four tensors of 256 channels a pixel (two blocks
+# of 128 joined, of Stable Diffusion's autoencoder) in float32, to which pipelines upcast it.
 DECODE_BYTES = PIXELS * 256 * 4 * 4
 # A picture in the denoiser, twice for guidance: activations of 128 × 128 latents through the widest block.
 DENOISE_BYTES = GIB // 2
@@ -99,8 +99,8 @@ def _on_cpu(
     # What one picture takes less the more slowly it is drawn: on a CPU batches are no faster, and may wait.
     needed = weights + CPU_BYTES + DECODE_BYTES // 4
     reasons.append(
-        f"weights {gib(weights)} + engine {gib(CPU_BYTES)} + {gib(needed - weights - CPU_BYTES)} while it draws "
-        f"(an estimate, for 512 × 512) of {gib(machine.memory_available)} free memory"
+        f"weights {gib(weights)} + engine {gib(CPU_BYTES)} + {gib(needed - weights - CPU_BYTES)} while it "
+        f"draws (an estimate, for 512 × 512) of {gib(machine.memory_available)} free memory"
     )
     if needed > machine.memory_available:
         short = needed - machine.memory_available
@@ -150,8 +150,8 @@ def _on_gpu(
     if len(facts.parts) > 1 and one_by_one <= gpu.memory_total and weights <= machine.memory_available:
         result.engine_args = ["--offload", "model"]
         reasons.append(
-            f"that does not fit: each part is on the GPU only while it works ({gib(one_by_one)}), and waits in "
-            "main memory, which costs time for each picture"
+            f"that does not fit: each part is on the GPU only while it works ({gib(one_by_one)}), and waits "
+            "in main memory, which costs time for each picture"
         )
         return result.model_copy(update={"reasons": reasons})
     result.problem = (

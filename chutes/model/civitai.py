@@ -69,7 +69,9 @@ def find(url: str, version: str | None) -> Checkpoint:
     """
     number = int(version) if version and version.isdecimal() else None
     if version and number is None:
-        raise ModelError(f"version {version!r} is no number.", "It is in the page's URL: ?modelVersionId=123.")
+        raise ModelError(
+            f"version {version!r} is no number.", "It is in the page's URL: ?modelVersionId=123."
+        )
     number = number or _version_in(url)
     if number is None:
         model = re.match(r"/models/(\d+)", urlparse(url).path)
@@ -95,7 +97,8 @@ def _checkpoint(answer: dict[str, Any], number: int) -> Checkpoint:
     files = [
         file
         for file in answer.get("files") or []
-        if file.get("type") in ("Model", "Pruned Model") and str(file.get("name", "")).endswith(".safetensors")
+        if file.get("type") in ("Model", "Pruned Model")
+        and str(file.get("name", "")).endswith(".safetensors")
     ]
     if not files:
         raise ModelError(
@@ -176,9 +179,7 @@ def _download(
             progress(what, min(done, checkpoint.size or done), checkpoint.size)
 
 
-def _verify(
-    checkpoint: Checkpoint, path: Path, progress: Progress, cancelled: Callable[[], bool]
-) -> None:
+def _verify(checkpoint: Checkpoint, path: Path, progress: Progress, cancelled: Callable[[], bool]) -> None:
     if not checkpoint.sha256:
         return
     digest, done = hashlib.sha256(), 0
@@ -227,7 +228,9 @@ def _opened(url: str, headers: dict[str, str]):
                 parts = urlparse(url)
                 ours = (parts.scheme, parts.netloc) == (endpoint.scheme, endpoint.netloc)
                 if not ours and parts.scheme != "https":
-                    raise ModelError(f"{_endpoint()} sends us to {parts.scheme}://{parts.netloc}: not over TLS.")
+                    raise ModelError(
+                        f"{_endpoint()} sends us to {parts.scheme}://{parts.netloc}: not over TLS."
+                    )
                 sent = {**headers, **({"Authorization": f"Bearer {token}"} if token and ours else {})}
                 with client.stream("GET", url, headers=sent) as response:
                     if response.status_code in (301, 302, 303, 307, 308):
@@ -239,7 +242,7 @@ def _opened(url: str, headers: dict[str, str]):
     except httpx2.HTTPError as error:
         raise ModelError(
             f"{_endpoint()} cannot be reached ({type(error).__name__}: {str(error)[:200]}).",
-            "Check the network; what came so far is kept. Or fetch the file by other means and name its path.",
+            "Check the network; what came so far is kept. Or fetch the file otherwise and name its path.",
         ) from None
     raise ModelError(f"{_endpoint()} redirects more than {MOST_REDIRECTS} times.", "Try again later.")
 

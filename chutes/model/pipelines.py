@@ -1,7 +1,7 @@
 """Pipelines that draw: several models in one repository (diffusers' format), or one checkpoint in one file.
 
-`resolve` decides once where such a model comes from, `read_facts` says how large its parts are without fetching
-them, `choose` which files of a repository are needed.
+`resolve` decides once where such a model comes from, `read_facts` says how large its parts are without
+fetching them, `choose` which files of a repository are needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ Progress = Callable[[str, int, int], None]
 
 INDEX = "model_index.json"
 
-_CONFIGS = (".json", ".txt", ".model", ".jinja")  # configurations and tokenizers; weights are chosen one by one
+_CONFIGS = (
+    ".json",
+    ".txt",
+    ".model",
+    ".jinja",
+)  # configurations and tokenizers; weights are chosen one by one
 _WEIGHTS = (".safetensors", ".bin")
 
 _DIRECTORY_FIX = (
@@ -168,7 +173,9 @@ def fetch(
         repo, commit = source.location, source.revision or ""
 
         def needed(_repo: str, files: list[RepoFile]) -> list[RepoFile]:
-            return choose(repo, files, _index(hub.parsed(repo, INDEX, commit, models_dir), repo), source.variant)
+            return choose(
+                repo, files, _index(hub.parsed(repo, INDEX, commit, models_dir), repo), source.variant
+            )
 
         # Of one commit there may be two choices: what was verified of one says nothing of the other.
         return hub.fetch(repo, commit, models_dir, progress, cancelled, needed, f"pipeline{source.variant}")
@@ -201,7 +208,11 @@ def choose(repo: str, files: list[RepoFile], index: Mapping[str, Any], variant: 
         for file in own:
             name = PurePosixPath(file.path).name
             if ".index." in name:  # the list of shards belongs to its own set of weights
-                if weights and f"{PurePosixPath(weights[0].path).suffix}.index" in name and _of_variant(name, kept):
+                if (
+                    weights
+                    and f"{PurePosixPath(weights[0].path).suffix}.index" in name
+                    and _of_variant(name, kept)
+                ):
                     chosen.append(file)
             elif name.endswith(_CONFIGS):
                 chosen.append(file)

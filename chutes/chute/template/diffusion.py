@@ -99,8 +99,8 @@ def build_diffusion_chute(
 ) -> DiffusionChute:
     """A chute that draws: `POST /generate` as published, and OpenAI's `POST /v1/images/generations`.
 
-    Touches neither network nor GPU: the platform looks at the model when the chute is deployed, and loads it
-    with the pipeline class that the repository itself names (Stable Diffusion, SDXL, SD3, Flux and others).
+    Touches neither network nor GPU: the platform looks at the model when the chute is deployed, and loads
+    it with the pipeline class that the repository itself names (Stable Diffusion, SDXL, SD3, Flux …).
 
     Args:
         username: owner.
@@ -121,8 +121,8 @@ def build_diffusion_chute(
         tee: accepted; not enforced here.
         safety_checker: `keep` uses the pipeline's own checker, if it has one, and refuses what that flags;
             `off` loads none.
-        defaults: `num_inference_steps` and `guidance_scale` where a request says nothing: distilled models want
-            few steps.
+        defaults: `num_inference_steps` and `guidance_scale` where a request says nothing: distilled models
+            want few steps.
         batch_size: pictures of up to a million pixels that are drawn at once.
 
     Raises:
@@ -159,7 +159,9 @@ def build_diffusion_chute(
         tee=tee,
     )
     pinned = str(version) if version is not None else revision
-    chute.serve_with(EngineSpec(name="diffusers", task="image", model=model, revision=pinned, options=options))
+    chute.serve_with(
+        EngineSpec(name="diffusers", task="image", model=model, revision=pinned, options=options)
+    )
 
     @chute.cord(
         passthrough=True,
@@ -201,7 +203,7 @@ def _model(text: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise InvalidSpec(
             f"model_name_or_url={text!r} is empty.",
-            "Give a hub id such as 'stabilityai/stable-diffusion-xl-base-1.0', a path, or a page of civitai.com.",
+            "Give a hub id ('stabilityai/stable-diffusion-xl-base-1.0'), a path, or a page of civitai.com.",
         )
     if text.startswith(("http://", "https://")):
         if (urlparse(text).hostname or "").removeprefix("www.") != "civitai.com" or text.startswith("http:"):

@@ -46,7 +46,13 @@ class Refused(Exception):
     def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.status = status
-        kind = "invalid_request_error" if status < 429 else "rate_limit_error" if status == 429 else "server_error"
+        kind = (
+            "invalid_request_error"
+            if status < 429
+            else "rate_limit_error"
+            if status == 429
+            else "server_error"
+        )
         self.body = {"error": {"message": message, "type": kind, "param": field, "code": code}}
 
 
@@ -100,7 +106,8 @@ class Server:
 
     async def models(self, _request: Request) -> Response:
         data = [
-            {"id": name, "object": "model", "created": self.created, "owned_by": "diffusers"} for name in self.names
+            {"id": name, "object": "model", "created": self.created, "owned_by": "diffusers"}
+            for name in self.names
         ]
         return JSONResponse({"object": "list", "data": data})
 
@@ -121,7 +128,9 @@ class Server:
             ("diffusers:failures_total", "counter", counts.failures),
             ("diffusers:draw_seconds_total", "counter", round(counts.seconds, 3)),
         ]
-        lines = [line for name, kind, value in rows for line in (f"# TYPE {name} {kind}", f"{name} {value:g}")]
+        lines = [
+            line for name, kind, value in rows for line in (f"# TYPE {name} {kind}", f"{name} {value:g}")
+        ]
         lines.append("# TYPE diffusers:requests_total counter")
         for (path, status), count in sorted(self.requests.items()):
             lines.append(f'diffusers:requests_total{{path="{path}",status="{status}"}} {count}')
@@ -221,7 +230,9 @@ class Server:
                     yield _event("image_generation.completed", {**whole, **common, "usage": usage})
                     continue
                 if wanted.progress:
-                    yield _event("image_generation.progress", {"step": told.done, "steps": told.total, **common})
+                    yield _event(
+                        "image_generation.progress", {"step": told.done, "steps": told.total, **common}
+                    )
                 if told.preview is not None:
                     encoded = base64.b64encode(await _encoded(Drawn(told.preview), wanted)).decode()
                     part = {"b64_json": encoded, "partial_image_index": shown[index]}
@@ -250,7 +261,8 @@ class Sitting:
             return tell
 
         self.jobs = [
-            Job(picture, teller(index), wanted.partial_images) for index, picture in enumerate(wanted.pictures)
+            Job(picture, teller(index), wanted.partial_images)
+            for index, picture in enumerate(wanted.pictures)
         ]
 
     def begin(self) -> None:
@@ -302,7 +314,9 @@ async def _gone(request: Request) -> None:
 async def _encoded(drawn: Drawn, wanted: Asked) -> bytes:
     """The bytes of a picture. In a thread: a PNG takes half a second."""
     if drawn.unsafe:
-        raise Refused(400, "content_policy_violation", "The pipeline's safety checker refuses this picture.", "prompt")
+        raise Refused(
+            400, "content_policy_violation", "The pipeline's safety checker refuses this picture.", "prompt"
+        )
 
     def encode() -> bytes:
         out = io.BytesIO()

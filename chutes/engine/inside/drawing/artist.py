@@ -1,7 +1,7 @@
 """A diffusers pipeline that draws. The only file of the server that imports torch.
 
-Written against diffusers 0.42. What is relied on there: `callback_on_step_end` is called after each step of every
-pipeline with the latents, a list of generators draws each picture of a batch from its own noise, and
+Written against diffusers 0.42. What is relied on there: `callback_on_step_end` is called after each step of
+every pipeline with the latents, a list of generators draws each picture of a batch from its own noise, and
 `vae_scale_factor` is how many pixels one latent becomes.
 """
 
@@ -70,16 +70,18 @@ def load(model: Path, settings: dict[str, Any]) -> Any:
     print(f"loading {kind} in {str(dtype).removeprefix('torch.')}", flush=True)
     if model.is_file():
         # Its configuration is not in it: `config` names a directory or a repository that has one.
-        pipeline = getattr(diffusers, kind).from_single_file(str(model), torch_dtype=dtype, **arguments)
+        pipeline = getattr(diffusers, kind).from_single_file(str(model), dtype=dtype, **arguments)
     else:
         _settle_safety(model, settings.get("safety_checker", "keep"), arguments)
         if "variant" not in arguments and (variant := only_variant(model)):
             arguments["variant"] = variant
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            model, torch_dtype=dtype, local_files_only=True, **arguments
+            model, dtype=dtype, local_files_only=True, **arguments
         )
     wanted = inspect.signature(pipeline.__call__).parameters
-    needs = [name for name, one in wanted.items() if name == "image" and one.default is inspect.Parameter.empty]
+    needs = [
+        name for name, one in wanted.items() if name == "image" and one.default is inspect.Parameter.empty
+    ]
     if "prompt" not in wanted or needs:
         raise Failed(f"{type(pipeline).__name__} does not draw from text alone.")
     pipeline.set_progress_bar_config(disable=True)
@@ -108,7 +110,9 @@ def _settle_safety(model: Path, policy: str, arguments: dict[str, Any]) -> None:
             arguments |= {"safety_checker": None, "requires_safety_checker": False}
         print("safety checker: off, as the chute asks for it", flush=True)
     else:
-        print(f"safety checker: {'on' if has_one else 'this pipeline has none, nothing is checked'}", flush=True)
+        print(
+            f"safety checker: {'on' if has_one else 'this pipeline has none, nothing is checked'}", flush=True
+        )
 
 
 def only_variant(model: Path) -> str:
@@ -210,7 +214,9 @@ class PipelineArtist:
             if upcast:
                 vae.to(torch.float32)
             shift = getattr(vae.config, "shift_factor", None) or 0.0
-            decoded = vae.decode((latents / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False)
+            decoded = vae.decode(
+                (latents / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False
+            )
             return pipeline.image_processor.postprocess(decoded[0], output_type="pil")[0]
         except (AttributeError, TypeError, RuntimeError) as error:
             self._previews = False

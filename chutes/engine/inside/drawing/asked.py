@@ -125,7 +125,9 @@ def published(body: Any, skill: Skill) -> Asked:
         height=_side(fields, "height", PUBLISHED_SIDE, skill),
         seed=_seed(fields),
         steps=_steps(fields, int(defaults.get("num_inference_steps", PUBLISHED_STEPS))),
-        guidance=number(fields, "guidance_scale", GUIDANCE, defaults.get("guidance_scale", PUBLISHED_GUIDANCE)),
+        guidance=number(
+            fields, "guidance_scale", GUIDANCE, defaults.get("guidance_scale", PUBLISHED_GUIDANCE)
+        ),
         true_cfg=_true_cfg(fields, skill),
     )
     return Asked((picture,))
@@ -143,8 +145,8 @@ def openai(body: Any, skill: Skill) -> Asked:
     fields = _object(body)
     ours = {"seed", "negative_prompt", "num_inference_steps", "guidance_scale", "true_cfg_scale", "progress"}
     theirs = {
-        "prompt", "n", "size", "response_format", "output_format", "output_compression", "background", "stream",
-        "partial_images",
+        "prompt", "n", "size", "response_format", "output_format", "output_compression", "background",
+        "stream", "partial_images",
     }  # fmt: skip
     _check_known(fields, ours | theirs | IGNORED | WITHOUT_EFFECT)
     _choice(fields, "background", ("auto", "opaque"))
@@ -195,7 +197,9 @@ def _check_known(fields: Mapping[str, Any], known: Collection[str]) -> None:
         if field not in known:
             near = difflib.get_close_matches(field[:100], known, 1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise Invalid(field, f"'{field[:100]}' is not a field of this request.{hint}", "unknown_parameter")
+            raise Invalid(
+                field, f"'{field[:100]}' is not a field of this request.{hint}", "unknown_parameter"
+            )
 
 
 def number(

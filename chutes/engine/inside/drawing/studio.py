@@ -1,7 +1,7 @@
 """The line of pictures to draw, and the one thread that draws them, several of a kind at once.
 
-A thread of its own because a pipeline holds its caller for seconds, and health checks must not wait for it. The
-server's loop puts jobs in and is told of each by its `tell`, which is called in the drawing thread.
+A thread of its own because a pipeline holds its caller for seconds, and health checks must not wait for it.
+The server's loop puts jobs in and is told of each by its `tell`, which is called in the drawing thread.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Artist(Protocol):
         """Blocking.
 
         Args:
-            on_step: called after each step with (steps done, of how many, what shows picture number i as it is
-                by then, or None). What it raises ends the drawing.
+            on_step: called after each step with (steps done, of how many, what shows picture number i as it
+                is by then, or None). What it raises ends the drawing.
 
         Raises:
             OutOfMemory: so many do not fit.
@@ -182,7 +182,10 @@ class Studio:
             jobs = [job for job in jobs if not job.cancelled]
             if len(jobs) > 1:
                 half = len(jobs) // 2
-                print(f"out of memory with {len(jobs)} pictures at once: drawing {half} and the rest", flush=True)
+                print(
+                    f"out of memory with {len(jobs)} pictures at once: drawing {half} and the rest",
+                    flush=True,
+                )
                 self._draw(jobs[:half])
                 self._draw(jobs[half:])
             elif jobs:
@@ -193,7 +196,9 @@ class Studio:
         except Exception as error:
             traceback.print_exc()
             self.counts.failures += len(jobs)
-            what = str(error) if isinstance(error, Failed) else f"The pipeline failed: {type(error).__name__}."
+            what = (
+                str(error) if isinstance(error, Failed) else f"The pipeline failed: {type(error).__name__}."
+            )
             for job in jobs:
                 job.tell(Failed(what))
             return
