@@ -4,7 +4,7 @@
 
 Needs torch, diffusers, transformers and scikit-learn, whose package ships the data: 1,797 handwritten
 digits of 8 × 8 pixels (E. Alpaydin and C. Kaynak, UCI "Optical Recognition of Handwritten Digits", CC BY
-4.0). Only every second one is learned; the others are for whoever judges what the pipeline draws. Some minutes.
+4.0). Only every second one is learned; the others are for whoever judges what the pipeline draws.
 
 The parts are those of Stable Diffusion 1: a CLIP text encoder, a U-Net over latents, an autoencoder. One
 latent stands for one pixel of the data, and the autoencoder makes 128 × 128 pixels of them, the smallest

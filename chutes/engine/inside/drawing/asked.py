@@ -7,7 +7,6 @@ pipeline's autoencoder makes of one latent.
 from __future__ import annotations
 
 import difflib
-import math
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -214,11 +213,10 @@ def number(
     if value is None:
         return default
     low, high = bounds
-    # A bool is an int to Python, and NaN is JSON to it.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):  # a bool is an int to Python
         raise Invalid(field, f"'{field}' must be a number from {low:g} to {high:g}.")
-    if not low <= value <= high:
-        raise Invalid(field, f"'{field}' is {value:g} and must be from {low:g} to {high:g}.")
+    if not low <= value <= high:  # nor is NaN, which is JSON to Python
+        raise Invalid(field, f"'{field}' is {str(value)[:20]} and must be from {low:g} to {high:g}.")
     return float(value)
 
 
