@@ -159,13 +159,14 @@ def _download(
     # Rounded to KiB by the site: a little more than announced is not yet another file.
     most = (checkpoint.size or MOST_BYTES) + 1024
     done = file.tell()
-    with _opened(checkpoint.url, {"Range": f"bytes={done}-"} if done else {}) as response:
+    plain = {"Accept-Encoding": "identity"}
+    with _opened(checkpoint.url, {**plain, "Range": f"bytes={done}-"} if done else plain) as response:
         if response.status_code == 416:  # all of it is here already
             return
         if response.status_code == 200 and done:  # the server does not resume
             file.truncate(0)
             done = 0
-        for part in response.iter_bytes(CHUNK):
+        for part in response.iter_raw():  # as it comes: what is gathered first would be lost with the line
             if cancelled():
                 raise Cancelled
             done += len(part)
