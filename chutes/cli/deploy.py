@@ -214,6 +214,13 @@ def _invite(platform: client.Platform, view: ChuteView) -> None:
     output.note("Ask it something:")
     if not platform.call("GET", "/api_keys/"):
         output.note("  export CHUTES_API_KEY=$(chutes keys create --name me)")
+    if "/v1/images/generations" in view.public_paths:
+        output.note(
+            f"  curl {platform.url}/v1/images/generations \\\n"
+            f'    -H "Authorization: Bearer $CHUTES_API_KEY" -H "Content-Type: application/json" \\\n'
+            f'    -d \'{{"model": "{view.name}", "prompt": "the digit seven", "response_format": "url"}}\''
+        )
+        return
     output.note(
         f"  curl {platform.url}/v1/chat/completions \\\n"
         f'    -H "Authorization: Bearer $CHUTES_API_KEY" -H "Content-Type: application/json" \\\n'
