@@ -1,9 +1,9 @@
 """`make gpu-smoke`: whether this machine serves what it could, and how fast beside the planner's estimate.
 
-Looks at the machine, plans well-known models for it, deploys a chute on every engine that is installed (or
-that can be: when a package index answers), asks each something whose answer is known, measures tokens, vectors
-or images a second, and writes one JSON report. It uses a home of its own and leaves nothing running. What could
-not be done stands in the report with its reason.
+Looks at the machine, plans well-known models for it, deploys a chute on every engine that is installed
+(or can be, when an index answers), asks each something whose answer is known, measures tokens, vectors
+or images a second, and writes one JSON report. It uses a home of its own and leaves nothing running. What
+could not be done stands in the report with its reason.
 
     python -m benchmarks.gpu_smoke [--only vllm,sglang] [--cpu] [--offline] [--out FILE]
 """
