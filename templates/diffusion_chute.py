@@ -16,7 +16,9 @@ from chutes.hardware.devices import has_gpu
 # SDXL where a GPU can hold it; else a toy of 1.4 MB that comes with chutes and draws handwritten digits
 # ("the digit seven", 128 × 128) within a second on a laptop.
 digits = Path(__file__).parent / "digits"
-model = env.get("MODEL") or ("stabilityai/stable-diffusion-xl-base-1.0" if has_gpu(min_gb=15) else str(digits))
+model = env.get("MODEL") or (
+    "stabilityai/stable-diffusion-xl-base-1.0" if has_gpu(min_gb=15) else str(digits)
+)
 
 hardware = {"GPU_COUNT": "gpu_count", "MIN_VRAM_GB": "min_vram_gb_per_gpu"}
 defaults = {"STEPS": "num_inference_steps", "GUIDANCE": "guidance_scale"}

@@ -1,4 +1,4 @@
-"""The drawing server over HTTP; what it draws are plain squares, so that neither torch nor a model is needed."""
+"""The drawing server over HTTP; it draws plain squares, so that neither torch nor a model is needed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class Kit:
     def open(self, path: str, body: Any = None, key: str = KEY, **headers: str) -> Any:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         sent = {"Authorization": f"Bearer {key}", **headers}
-        connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), sent)
+        connection.request(
+            "GET" if body is None else "POST", path, None if body is None else json.dumps(body), sent
+        )
         return connection.getresponse()
 
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:

@@ -25,7 +25,14 @@ def test_the_published_defaults():
 
 
 def test_what_the_published_platform_takes_out_is_taken():
-    body = {"prompt": "a cat", "model": "x", "cord": "y", "method": "z", "img_guidance_scale": 2, "image_b64": []}
+    body = {
+        "prompt": "a cat",
+        "model": "x",
+        "cord": "y",
+        "method": "z",
+        "img_guidance_scale": 2,
+        "image_b64": [],
+    }
     assert published({**body, "true_cfg_scale": 3}, SKILL).pictures[0].true_cfg is None
     other = Skill("FluxPipeline", 16, 1024, 1024, true_cfg=True)
     assert published({**body, "true_cfg_scale": 3}, other).pictures[0].true_cfg == 3
@@ -97,7 +104,8 @@ def test_the_pictures_of_one_request_have_seeds_in_a_row():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 0), ("n", 11), ("n", 1.5), ("size", "big"), ("size", "64x128"), ("size", "128x4096"), ("size", 3),
+        ("n", 0), ("n", 11), ("n", 1.5), ("size", "big"), ("size", "64x128"), ("size", "128x4096"),
+        ("size", 3),
         ("size", "1024x1024x3"), ("response_format", "png"), ("output_format", "gif"), ("stream", "yes"),
         ("partial_images", 4), ("output_compression", 101), ("background", "transparent"),
     ],
@@ -111,7 +119,10 @@ def test_fields_that_contradict_each_other():
     assert wrong(openai, progress=True).field == "progress"
     assert wrong(openai, stream=True, response_format="url").field == "response_format"
     assert wrong(published, image_b64=["x"]).field == "image_b64"
-    assert wrong(published, Skill("P", 8, 512, 512, negative=False), negative_prompt="dog").field == "negative_prompt"
+    assert (
+        wrong(published, Skill("P", 8, 512, 512, negative=False), negative_prompt="dog").field
+        == "negative_prompt"
+    )
 
 
 def test_only_pictures_of_one_kind_are_drawn_together():

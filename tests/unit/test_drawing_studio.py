@@ -80,7 +80,9 @@ def test_each_is_told_its_steps_and_its_picture(painter: Painter):
     assert (studio.counts.pictures, studio.counts.batches, studio.waiting) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(("steps", "previews", "seen"), [(10, 3, 3), (10, 0, 0), (2, 3, 1), (1, 1, 0), (4, 3, 3)])
+@pytest.mark.parametrize(
+    ("steps", "previews", "seen"), [(10, 3, 3), (10, 0, 0), (2, 3, 1), (1, 1, 0), (4, 3, 3)]
+)
 def test_previews_are_spread_over_the_steps_and_none_is_the_end(
     painter: Painter, steps: int, previews: int, seen: int
 ):

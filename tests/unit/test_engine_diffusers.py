@@ -54,7 +54,9 @@ def test_milestones():
     assert engine.milestone("") == "starting the engine"
     log = "noise\nloading FluxPipeline in bfloat16\n"
     assert engine.milestone(log) == "loading FluxPipeline in bfloat16"
-    assert engine.milestone(log + "loaded FluxPipeline, which draws 1024x1024\n").startswith("loaded FluxPipeline")
+    assert engine.milestone(log + "loaded FluxPipeline, which draws 1024x1024\n").startswith(
+        "loaded FluxPipeline"
+    )
 
 
 async def test_it_takes_no_arguments(tmp_path: Path):

@@ -326,7 +326,16 @@ def drawing() -> Service:
         slug="me-draws", capabilities=["images"],
     )  # fmt: skip
     chats = wire.Route(
-        "id-chats", "chats", PATHS, [upstream("i-3")], "ready", "", 1, "vllm", slug="me-chats", capabilities=["chat"]
+        "id-chats",
+        "chats",
+        PATHS,
+        [upstream("i-3")],
+        "ready",
+        "",
+        1,
+        "vllm",
+        slug="me-chats",
+        capabilities=["chat"],
     )
     service = Service(1000)
     service.swap(wire.Table(routes=[draws, chats], keys=TABLE.keys))

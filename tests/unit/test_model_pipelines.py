@@ -1,4 +1,4 @@
-"""Where pipelines come from: directories, files, the hub's repositories, and civitai.com, played by a server."""
+"""Where pipelines come from: directories, files, repositories, and civitai.com, played by a server."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def test_one_set_of_weights_of_each_part_is_chosen():
 
 def test_shards_come_with_their_own_list():
     files = repository(
-        "model_index.json unet/config.json unet/m-00001-of-00002.safetensors unet/m-00002-of-00002.safetensors "
+        "model_index.json unet/config.json "
+        "unet/m-00001-of-00002.safetensors unet/m-00002-of-00002.safetensors "
         "unet/m.safetensors.index.json unet/m.fp16-00001-of-00001.safetensors "
         "unet/m.safetensors.index.fp16.json unet/m.bin.index.json"
     )

@@ -34,7 +34,9 @@ def machine(*gpus: Gpu, memory: int = 64) -> Machine:
     return Machine(8, memory * GIB, memory * GIB, gpus)
 
 
-def plan(found: PipelineFacts | None, where: Machine, taken: tuple[int, ...] = (), **selector: object) -> Plan:
+def plan(
+    found: PipelineFacts | None, where: Machine, taken: tuple[int, ...] = (), **selector: object
+) -> Plan:
     return pipeline.plan(
         found,
         NodeSelector.model_validate(selector),
@@ -48,7 +50,12 @@ def plan(found: PipelineFacts | None, where: Machine, taken: tuple[int, ...] = (
 
 def test_on_a_cpu_weights_are_float32():
     found = plan(SDXL, machine(memory=32))
-    assert (found.accelerator, found.engine, found.engine_version, found.fits) == ("cpu", "diffusers", "1.2", True)
+    assert (found.accelerator, found.engine, found.engine_version, found.fits) == (
+        "cpu",
+        "diffusers",
+        "1.2",
+        True,
+    )
     assert found.weights_bytes == 4 * SDXL.parameters
     assert any("estimate" in reason for reason in found.reasons)
     short = plan(SDXL, machine(memory=8))

@@ -27,8 +27,9 @@ def test_the_signature_is_the_published_one():
     found = inspect.signature(build_diffusion_chute).parameters
     published = {n: p for n, p in found.items() if p.kind is not p.KEYWORD_ONLY}
     assert list(published) == [
-        "username", "name", "model_name_or_url", "node_selector", "tagline", "readme", "concurrency", "version",
-        "revision", "image", "pipeline_args", "max_instances", "scaling_threshold", "shutdown_after_seconds", "tee",
+        "username", "name", "model_name_or_url", "node_selector", "tagline", "readme", "concurrency",
+        "version", "revision", "image", "pipeline_args", "max_instances", "scaling_threshold",
+        "shutdown_after_seconds", "tee",
     ]  # fmt: skip
     assert {n: p.default for n, p in published.items() if p.default is not p.empty} == {
         "node_selector": None,  # required in the published one

@@ -2,8 +2,8 @@
 
     python read_digits.py DIRECTORY
 
-Whoever judges has never seen what was drawn, nor what the pipeline learned from: a support vector machine that
-learned from the samples that `train_digits.py` leaves out. Needs scikit-learn and pillow.
+Whoever judges has never seen what was drawn, nor what the pipeline learned from: a support vector machine
+that learned from the samples that `train_digits.py` leaves out. Needs scikit-learn and pillow.
 """
 
 from __future__ import annotations
