@@ -11,7 +11,7 @@ from chutes.engine.inside.drawing.asked import Invalid, Skill, openai, published
 SKILL = Skill("StableDiffusionXLPipeline", factor=8, width=1024, height=768)
 
 
-def wrong(reader: Any, skill: Skill = SKILL, **fields: Any) -> Invalid:
+def wrong(reader: Any, skill: Any = SKILL, **fields: Any) -> Invalid:
     with pytest.raises(Invalid) as caught:
         reader({"prompt": "a cat", **fields}, skill)
     return caught.value

@@ -53,6 +53,7 @@ def test_the_chute_and_its_cords():
     assert callable(pack.generate)
     spec = pack.chute.to_spec()
     assert (spec.name, spec.standard_template, spec.concurrency) == ("draws", "diffusion", 3)
+    assert spec.engine is not None
     assert spec.engine.model_dump() == {
         "name": "diffusers",
         "task": "image",

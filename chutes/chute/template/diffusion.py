@@ -36,11 +36,11 @@ class GenerationInput(BaseModel):
 
     prompt: str
     negative_prompt: str = ""
-    height: int = Field(1024, ge=128, le=2048)
-    width: int = Field(1024, ge=128, le=2048)
-    num_inference_steps: int = Field(25, ge=1, le=50)
-    guidance_scale: float = Field(7.5, ge=1.0, le=20.0)
-    seed: int | None = Field(None, ge=0, le=_MOST_SEED)
+    height: int = Field(default=1024, ge=128, le=2048)
+    width: int = Field(default=1024, ge=128, le=2048)
+    num_inference_steps: int = Field(default=25, ge=1, le=50)
+    guidance_scale: float = Field(default=7.5, ge=1.0, le=20.0)
+    seed: int | None = Field(default=None, ge=0, le=_MOST_SEED)
 
 
 class MinifiedGenerationInput(BaseModel):
@@ -56,18 +56,18 @@ class ImageRequest(BaseModel):
 
     prompt: str
     model: str | None = None
-    n: int = Field(1, ge=1, le=10)
+    n: int = Field(default=1, ge=1, le=10)
     size: str = "auto"
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
-    output_compression: int | None = Field(None, ge=0, le=100)
+    output_compression: int | None = Field(default=None, ge=0, le=100)
     stream: bool = False
-    partial_images: int = Field(0, ge=0, le=3)
+    partial_images: int = Field(default=0, ge=0, le=3)
     progress: bool = False
-    seed: int | None = Field(None, ge=0, le=_MOST_SEED)
+    seed: int | None = Field(default=None, ge=0, le=_MOST_SEED)
     negative_prompt: str = ""
-    num_inference_steps: int | None = Field(None, ge=1, le=50)
-    guidance_scale: float | None = Field(None, ge=1.0, le=20.0)
+    num_inference_steps: int | None = Field(default=None, ge=1, le=50)
+    guidance_scale: float | None = Field(default=None, ge=1.0, le=20.0)
 
 
 class DiffusionChute(ChutePack):

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .asked import Picture
@@ -96,19 +96,23 @@ class Counts:
     """Pictures in hand now."""
 
 
-@dataclass
 class Studio:
-    """The line and its thread."""
+    """The line and its thread.
 
-    artist: Artist
-    most_waiting: int = 32
-    batch: int = 4
-    """Pictures of up to a million pixels that are drawn at once."""
-    counts: Counts = field(default_factory=Counts)
-    _line: deque[Job] = field(default_factory=deque)
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _closed: bool = False
-    _thread: threading.Thread | None = None
+    Args:
+        most_waiting: pictures that may wait.
+        batch: pictures of up to a million pixels that are drawn at once.
+    """
+
+    def __init__(self, artist: Artist, most_waiting: int = 32, batch: int = 4) -> None:
+        self.artist = artist
+        self.most_waiting = most_waiting
+        self.batch = batch
+        self.counts = Counts()
+        self._line: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._work, name="draw", daemon=True)
