@@ -63,7 +63,7 @@ def plan(
         reasons.append("the sizes of its parts could not be read, so nothing was checked against them")
     else:
         of = f" of a {facts.pipeline}" if facts.pipeline else ""
-        reasons.append(f"{facts.parameters / 1e9:.2f} B parameters{of}: {_parts(facts)}")
+        reasons.append(f"{_count(facts.parameters)} parameters{of}: {_parts(facts)}")
     if not machine.gpus:
         return _on_cpu(facts, machine, selector, version, drawing, batch, reasons)
     free = [gpu for gpu in machine.gpus if gpu.index not in taken]
@@ -75,7 +75,11 @@ def plan(
 
 def _parts(facts: PipelineFacts) -> str:
     sizes = sorted(facts.parts.items(), key=lambda item: -item[1].parameters)
-    return ", ".join(f"{name} {part.parameters / 1e6:.1f} M" for name, part in sizes)
+    return ", ".join(f"{name} {_count(part.parameters)}" for name, part in sizes)
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
 
 
 def _on_cpu(
