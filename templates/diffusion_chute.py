@@ -13,7 +13,7 @@ from chutes.chute import NodeSelector
 from chutes.chute.template import build_diffusion_chute
 from chutes.hardware.devices import has_gpu
 
-# SDXL where a GPU can hold it; else a toy of 1.4 MB that comes with chutes and draws handwritten digits
+# SDXL where a GPU can hold it; else a toy of 1.5 MB that comes with chutes and draws handwritten digits
 # ("the digit seven", 128 × 128) within a second on a laptop.
 digits = Path(__file__).parent / "digits"
 model = env.get("MODEL") or (
