@@ -42,6 +42,7 @@ from chutes.control.store import Store
 from chutes.control.usage import UsageStore
 from chutes.control.workers import Workers
 from chutes.engine.lifecycle import Phase
+from chutes.engine.process import place_of, private_memory
 from chutes.exception import AlreadyExists, DoesNotFit, InvalidSpec, NotFound
 from chutes.fleet.base import Launch, Report
 from chutes.fleet.local import LocalFleet
@@ -227,6 +228,23 @@ class Platform:
         """GPUs that chutes other than this one were given."""
         others = (d for id_, d in self.world.deployments.items() if id_ != chute_id)
         return {gpu for deployment in others for gpu in deployment.plan.gpus}
+
+    def memory_promised(self, chute_id: str) -> int:
+        """Bytes of main memory that are free now and that chutes other than this one were given; less what
+        this one's instances will give back, as a new version stops them first. Blocking: looks at processes.
+
+        What an instance was given it takes while it loads, or later still: a cache's pages are taken when
+        they are first written to.
+        """
+        world, promised = self.world, 0
+        for id_, deployment in world.deployments.items():
+            live = [instance for instance in world.of(id_) if not instance.phase.over]
+            has = sum(private_memory(place_of(self.config.home, instance.id)) for instance in live)
+            if id_ == chute_id:
+                promised -= has
+            elif id_ not in world.asleep and id_ not in world.given_up:
+                promised += max(0, deployment.plan.main_memory_bytes - has)
+        return promised
 
     def current(self, deployment: Deployment) -> Instance | None:
         return current(deployment, self.world.of(deployment.chute_id))

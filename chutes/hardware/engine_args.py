@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from chutes.exception import InvalidSpec
 from chutes.hardware.memory import Layout, Setting
+from chutes.model.facts import ModelFacts
 
 
 class Fixed(BaseModel):
@@ -115,6 +116,21 @@ def render(engine: str, layout: Layout, setting: Setting) -> list[str]:
     if setting.enforce_eager:
         words.append(flags["enforce_eager"])
     return words
+
+
+def for_vectors(words: Sequence[str], facts: ModelFacts | None) -> list[str]:
+    """A plan's arguments without those that vLLM knows better where it makes vectors instead of text.
+
+    A context that was not cut: files beside config.json may allow less, and vLLM refuses more than that. A
+    decoder's batch: with mean pooling it must hold a whole text, which vLLM sees to by itself.
+    """
+    following = dict(zip(words, [*words[1:], ""], strict=True))
+    drop: set[str] = set()
+    if facts is not None and following.get("--max-model-len") == str(facts.max_model_len):
+        drop.add("--max-model-len")
+    if facts is None or facts.attention != "encoder":
+        drop.add("--max-num-batched-tokens")
+    return [word for word, before in zip(words, ["", *words], strict=False) if not {word, before} & drop]
 
 
 def parse(engine: str, args: Sequence[str]) -> Fixed:
