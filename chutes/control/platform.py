@@ -21,6 +21,7 @@ from chutes.control.access_log import AccessLog
 from chutes.control.deploying import Draft
 from chutes.control.keys import ApiKey, Limits
 from chutes.control.listing import Listing
+from chutes.control.memory import promised
 from chutes.control.metering import Meter
 from chutes.control.reconcile import (
     Closing,
@@ -230,21 +231,9 @@ class Platform:
         return {gpu for deployment in others for gpu in deployment.plan.gpus}
 
     def memory_promised(self, chute_id: str) -> int:
-        """Bytes of main memory that are free now and that chutes other than this one were given; less what
-        this one's instances will give back, as a new version stops them first. Blocking: looks at processes.
-
-        What an instance was given it takes while it loads, or later still: a cache's pages are taken when
-        they are first written to.
-        """
-        world, promised = self.world, 0
-        for id_, deployment in world.deployments.items():
-            live = [instance for instance in world.of(id_) if not instance.phase.over]
-            has = sum(private_memory(place_of(self.config.home, instance.id)) for instance in live)
-            if id_ == chute_id:
-                promised -= has
-            elif id_ not in world.asleep and id_ not in world.given_up:
-                promised += max(0, deployment.plan.main_memory_bytes - has)
-        return promised
+        """See `memory.promised`. Blocking: looks at processes."""
+        home = self.config.home
+        return promised(self.world, chute_id, lambda instance: private_memory(place_of(home, instance)))
 
     def current(self, deployment: Deployment) -> Instance | None:
         return current(deployment, self.world.of(deployment.chute_id))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -124,13 +125,13 @@ def for_vectors(words: Sequence[str], facts: ModelFacts | None) -> list[str]:
     A context that was not cut: files beside config.json may allow less, and vLLM refuses more than that. A
     decoder's batch: with mean pooling it must hold a whole text, which vLLM sees to by itself.
     """
-    following = dict(zip(words, [*words[1:], ""], strict=True))
+    following = dict(pairwise([*words, ""]))
     drop: set[str] = set()
     if facts is not None and following.get("--max-model-len") == str(facts.max_model_len):
         drop.add("--max-model-len")
     if facts is None or facts.attention != "encoder":
         drop.add("--max-num-batched-tokens")
-    return [word for word, before in zip(words, ["", *words], strict=False) if not {word, before} & drop]
+    return [word for before, word in pairwise(["", *words]) if not {word, before} & drop]
 
 
 def parse(engine: str, args: Sequence[str]) -> Fixed:
