@@ -226,7 +226,7 @@ def _invite(platform: client.Platform, view: ChuteView) -> None:
     output.note("Try it:")
     if not platform.call("GET", "/api_keys/"):
         output.note("  export CHUTES_API_KEY=$(chutes keys create --name me)")
-    path, body = _example(view)
+    path, body = example(view)
     output.note(
         f"  curl {platform.url}{path} \\\n"
         f'    -H "Authorization: Bearer $CHUTES_API_KEY" -H "Content-Type: application/json" \\\n'
@@ -234,7 +234,7 @@ def _invite(platform: client.Platform, view: ChuteView) -> None:
     )
 
 
-def _example(view: ChuteView) -> tuple[str, dict[str, Any]]:
+def example(view: ChuteView) -> tuple[str, dict[str, Any]]:
     """A path and a body to try first, by what the chute can do."""
     for able, (path, body) in EXAMPLES.items():
         if able in view.capabilities:

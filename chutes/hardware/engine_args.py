@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict
 
 from chutes.exception import InvalidSpec
 from chutes.hardware.memory import Layout, Setting
-from chutes.model.facts import ModelFacts
 
 
 class Fixed(BaseModel):
@@ -119,17 +118,20 @@ def render(engine: str, layout: Layout, setting: Setting) -> list[str]:
     return words
 
 
-def for_vectors(words: Sequence[str], facts: ModelFacts | None) -> list[str]:
+def for_vectors(words: Sequence[str], context: int | None, *, encoder: bool) -> list[str]:
     """A plan's arguments without those that vLLM knows better where it makes vectors instead of text.
 
     A context that was not cut: files beside config.json may allow less, and vLLM refuses more than that. A
     decoder's batch: with mean pooling it must hold a whole text, which vLLM sees to by itself.
+
+    Args:
+        context: the model's own, as config.json says.
     """
     following = dict(pairwise([*words, ""]))
     drop: set[str] = set()
-    if facts is not None and following.get("--max-model-len") == str(facts.max_model_len):
+    if following.get("--max-model-len") == str(context):
         drop.add("--max-model-len")
-    if facts is None or facts.attention != "encoder":
+    if not encoder:
         drop.add("--max-num-batched-tokens")
     return [word for before, word in pairwise(["", *words]) if not {word, before} & drop]
 

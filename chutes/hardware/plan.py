@@ -131,7 +131,8 @@ def plan(
         chosen = _on_cpu(request, selector, facts, machine, profiles, fixed, reasons)
         _elsewhere(chosen, request, selector, facts, profiles, reasons)
     if task == "embed":
-        chosen.engine_args = engine_args.for_vectors(chosen.engine_args, facts)
+        context, kind = (facts.max_model_len, facts.attention) if facts else (None, "")
+        chosen.engine_args = engine_args.for_vectors(chosen.engine_args, context, encoder=kind == "encoder")
     if fixed.uncounted:
         reasons.append(f"not in this arithmetic: {', '.join(fixed.uncounted)}")
     return chosen.model_copy(update={"tier": tier, "reasons": reasons})
