@@ -189,15 +189,17 @@ def _on_cpu(
         chosen.problem = f"{cpu.too_little(weights or 0, machine.memory_available, -room)}."
         chosen.fix = "Take a smaller model, free memory, or deploy on a machine with a GPU."
         return chosen
-    chosen.kv_cache_bytes = cpu.kv_space(room, defaults)
+    encoder = facts is not None and facts.attention == "encoder"
+    chosen.kv_cache_bytes = 0 if encoder else cpu.kv_space(room, defaults)
     choice = None
-    if facts is not None and not facts.problem and (facts.layers_attention or facts.attention == "encoder"):
+    counted = facts is not None and not facts.problem and weights is not None
+    if facts is not None and counted and (facts.layers_attention or encoder):
         choice = chosen.choice = cpu.choose(facts, request, machine, profiles)
         if choice.fits:
             chosen.kv_cache_bytes = choice.per_gpu_bytes.kv_cache_expected
     if weights is not None:
         cache = f"{gib(chosen.kv_cache_bytes)} for the KV cache"
-        if choice is not None and facts is not None and facts.attention == "encoder":
+        if choice is not None and encoder:
             cache = f"{gib(choice.per_gpu_bytes.peak_activation)} for activations, no KV cache"
         reasons.append(
             f"weights {gib(weights)} + engine {gib(ENGINE_BYTES)} of {gib(machine.memory_available)} "
@@ -288,7 +290,8 @@ def _on_gpus(
         )
         return result
     offers = _offers(suitable, machine, profiles, asked)
-    if not offers or facts is None or facts.problem or not facts.layers:
+    sized = facts is not None and (facts.loaded_bytes or facts.weights_bytes)
+    if not offers or facts is None or facts.problem or not facts.layers or not sized:
         return _by_weights(result, suitable, asked or 1, facts, reasons)
     choices, rejected = planner.choose(Ways(facts, request, profiles), offers)
     if request.max_model_len is None and not any(choice.fits_safely for choice in choices):

@@ -190,7 +190,7 @@ def engine_that_says(status: int, answer: Any) -> Iterator[Endpoint]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *args: Any) -> None: ...
+        def log_message(self, format: str, *args: Any) -> None: ...
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -279,6 +279,17 @@ def test_on_a_gpu_an_encoder_is_given_no_context_of_ours() -> None:
     assert "--max-model-len" not in found.engine_args
     assert found.main_memory_bytes == 0
     assert planned(FACTS, Machine(8, 64 * GIB, 60 * GIB, (gpu,)), "--max-model-len", "128").fits
+
+
+@pytest.mark.parametrize("gpus", [(), (Gpu(0, "NVIDIA L4", 23_034 << 20, 22_000 << 20, (8, 9), "GPU-0"),)])
+def test_an_encoder_of_unknown_size_is_served_all_the_same(gpus: tuple[Gpu, ...]) -> None:
+    unknown = FACTS.model_copy(
+        update={"parameters": None, "weights_bytes": None, "loaded_parameters": None, "loaded_bytes": None}
+    )
+    found = planned(unknown, Machine(8, 64 * GIB, 60 * GIB, gpus))
+    assert found.fits
+    assert "not known here" in found.reasons[0]
+    assert not found.kv_cache_bytes
 
 
 def test_a_decoder_that_makes_vectors_batches_as_vllm_sees_fit() -> None:
