@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
+import itertools
 import os
 import tempfile
 import zlib
@@ -273,7 +274,7 @@ def unpack(packed: dict[str, Any]) -> list[Record]:
 def _gaps(times: list[float]) -> list[int]:
     """Differences of rounded times, so that the error of many does not add up."""
     whole = [round(time * MICRO) for time in times]
-    return [after - before for before, after in zip(whole, whole[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(whole)]
 
 
 def _times(first: float, gaps: list[int]) -> list[float]:
