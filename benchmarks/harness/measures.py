@@ -95,8 +95,8 @@ class Measures(msgspec.Struct, frozen=True, kw_only=True):
     latencies: dict[str, Distribution]
     """ttft, tpot, itl, gap, e2el, ntpot, ttft_sent, e2el_sent, lag; those that any request has."""
     rates: dict[str, Figure]
-    """requests, input_tokens, output_tokens, total_tokens, images: of each, how many a second; goodput where
-    there is an SLO."""
+    """requests, input_tokens, output_tokens, total_tokens, images, failed: of each, how many a second, where
+    there are any; goodput where there is an SLO."""
     totals: dict[str, int]
     """Of the same names, not divided by time."""
     attainment: float | None
@@ -171,11 +171,11 @@ def measure(
     inside = [record for record in everyone if start <= record.scheduled <= end]
     well = [record for record in inside if not record.error]
     good = sum(slo.met_by(record) for record in inside) if slo else 0
-    pools = _pools(well)
+    pools = pools_of(well)
     if inside:
         lags = np.array([record.sent - record.scheduled for record in inside])
         pools["lag"] = Pool.of(lags, np.arange(len(inside))), len(inside)
-    rates, totals = _rates([r for r in everyone if not r.error], start, end, slo, confidence)
+    rates, totals = _rates(everyone, start, end, slo, confidence)
     inputs = [
         (r.cached_tokens, r.input_tokens) for r in well if r.cached_tokens is not None and r.input_tokens
     ]
@@ -191,7 +191,7 @@ def measure(
         errors=dict(Counter(record.error for record in inside if record.error).most_common()),
         checks=check(well, exact=exact),
         cached_share=sum(c for c, _ in inputs) / sum(n for _, n in inputs) if inputs else None,
-        peak_output_tokens=_peak_tokens([r for r in everyone if not r.error]),
+        peak_output_tokens=_peak_tokens(everyone),
         peak_in_flight=int(max(in_flight(everyone)[1], default=0)),
     )
 
@@ -220,7 +220,7 @@ def _off(got: int | None, wanted: int | None, exact: bool) -> bool:
     return abs(got - wanted) > (0 if exact else min(LENGTH_SHARE * wanted, LENGTH_TOKENS))
 
 
-def _pools(records: Sequence[Record]) -> dict[str, tuple[Pool, int]]:
+def pools_of(records: Sequence[Record]) -> dict[str, tuple[Pool, int]]:
     """By name of the latency; and of how many requests."""
     pools: dict[str, tuple[Pool, int]] = {}
     for name, latency in LATENCIES.items():
@@ -291,48 +291,56 @@ def token_times(record: Record) -> tuple[Floats, Floats]:
     return np.array([record.first, *record.times]), np.array([1.0] + [share] * len(record.times))
 
 
+def arrivals(records: Sequence[Record], slo: Slo | None = None) -> dict[str, tuple[Floats, Floats]]:
+    """By name of the rate: when something arrived, and how much of it."""
+    well = [record for record in records if not record.error]
+    failed = [record for record in records if record.error]
+    ends = np.array([done(record) for record in well])
+    firsts = np.array([done(r) if r.first is None else r.first for r in well])
+    each = [token_times(record) for record in well]
+    times = np.concatenate([np.empty(0), *(at for at, _ in each)])
+    counts = np.concatenate([np.empty(0), *(count for _, count in each)])
+    inputs = np.array([float(record.input_tokens or 0) for record in well])
+    found = {
+        "requests": (ends, np.ones(len(well))),
+        "input_tokens": (firsts, inputs),  # the prompt has been read when the first token comes
+        "output_tokens": (times, counts),
+        "total_tokens": (np.concatenate([firsts, times]), np.concatenate([inputs, counts])),
+        "images": (ends, np.array([float(record.images) for record in well])),
+        "failed": (np.array([done(record) for record in failed]), np.ones(len(failed))),
+    }
+    if slo:
+        found["goodput"] = (ends, np.array([float(slo.met_by(record)) for record in well]))
+    return found
+
+
 def _rates(
     records: Sequence[Record], start: float, end: float, slo: Slo | None, confidence: float
 ) -> tuple[dict[str, Figure], dict[str, int]]:
     """How much of everything arrived in the window, a second and in all."""
-    if not records or end <= start:
+    if end <= start:
         return {}, {}
-    ends = np.array([done(record) for record in records])
-    firsts = np.array([done(r) if r.first is None else r.first for r in records])
-    arrivals = [token_times(record) for record in records]
-    times = np.concatenate([at for at, _ in arrivals])
-    counts = np.concatenate([count for _, count in arrivals])
-    inputs = np.array([float(record.input_tokens or 0) for record in records])
-    events: dict[str, tuple[Floats, Floats]] = {
-        "requests": (ends, np.ones(len(records))),
-        "input_tokens": (firsts, inputs),  # the prompt has been read when the first token comes
-        "output_tokens": (times, counts),
-        "total_tokens": (np.concatenate([firsts, times]), np.concatenate([inputs, counts])),
-        "images": (ends, np.array([float(record.images) for record in records])),
-    }
-    if slo:
-        events["goodput"] = (ends, np.array([float(slo.met_by(record)) for record in records]))
     rates: dict[str, Figure] = {}
     totals: dict[str, int] = {}
-    for name, (at, amount) in events.items():
+    for name, (at, amount) in arrivals(records, slo).items():
         inside = (at >= start) & (at <= end)
         total = float(amount[inside].sum())
         if not total and name != "goodput":
             continue
-        slices, _ = np.histogram(at[inside], SLICES, (start, end), weights=amount[inside])
-        around = of_blocks(slices / ((end - start) / SLICES), confidence, total / (end - start))
+        around = of_blocks(slices(at, amount, start, end), confidence, total / (end - start))
         rates[name] = Figure(around.value, max(0.0, around.low), around.high)
         totals[name] = round(total)
     return rates, totals
 
 
+def slices(at: Floats, amount: Floats, start: float, end: float) -> Floats:
+    """A second, in each of SLICES equal parts of a window."""
+    return np.histogram(at, SLICES, (start, end), weights=amount)[0] / ((end - start) / SLICES)
+
+
 def _peak_tokens(records: Sequence[Record]) -> float:
-    if not records:
-        return 0.0
-    arrivals = [token_times(record) for record in records]
-    times = np.concatenate([at for at, _ in arrivals])
-    counts = np.concatenate([count for _, count in arrivals])
-    return float(np.bincount((times - times.min()).astype(int), counts).max())
+    at, amount = arrivals(records)["output_tokens"]
+    return float(np.bincount((at - at.min()).astype(int), amount).max()) if len(at) else 0.0
 
 
 VLLM_NAMES = {"ttft": "ttft_sent", "tpot": "tpot", "itl": "gap", "e2el": "e2el_sent"}

@@ -161,6 +161,8 @@ class Result(msgspec.Struct, kw_only=True):
     phases: list[Phase] = []
     prediction: Prediction | None = None
     interrupted: str = ""
+    thinned: bool = False
+    """Times of tokens between a request's first and last were left out, as in baselines."""
     notes: list[str] = []
     """What a reader must know before believing it."""
 

@@ -164,7 +164,8 @@ class Gpus:
                 raise NotThere("no GPU of this machine is used")
             found: dict[str, float] = {}
             for index, device in self._devices.items():
-                found[f"gpu{index}_busy_ratio"] = float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu) / 100
+                busy = float(pynvml.nvmlDeviceGetUtilizationRates(device).gpu)
+                found[f"gpu{index}_busy_ratio"] = busy / 100
                 found[f"gpu{index}_memory_bytes"] = float(pynvml.nvmlDeviceGetMemoryInfo(device).used)
                 found[f"gpu{index}_power_watts"] = pynvml.nvmlDeviceGetPowerUsage(device) / 1000
             return found
