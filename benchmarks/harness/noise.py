@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-WORK = 20_000_000
+WORK = 10_000_000
 """Values that are drawn again in all, so that a long run takes a second and not a minute."""
 LEAST_RESAMPLES = 200
 
