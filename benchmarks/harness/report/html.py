@@ -15,7 +15,7 @@ from benchmarks.harness.measures import Distribution
 from benchmarks.harness.noise import Figure
 from benchmarks.harness.report import plots, table
 from benchmarks.harness.report.table import GIB, interval, measure_name, number
-from benchmarks.harness.report.view import NAMES, RATES, Shown, View
+from benchmarks.harness.report.view import NAMES, RATES, View
 from benchmarks.harness.result import replace_file
 
 STYLE = """
@@ -31,7 +31,8 @@ p.sub { color: var(--soft); margin: 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding: .4rem 0; }
-th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; } th[scope=row], td.text { text-align: left; }
 th[scope=row] { font-weight: 500; } td.wrap { white-space: normal; }
 td small { color: var(--soft); display: block; font-size: .8em; line-height: 1.2; }
@@ -42,7 +43,8 @@ tr.mark { background: var(--tint); } .better { color: var(--good); } .worse { co
 .card span { color: var(--soft); font-size: .85rem; }
 .remarks { background: var(--warn); border-radius: .5rem; padding: .7rem 1rem .7rem 2rem; margin: 1rem 0; }
 img { width: 100%; height: auto; display: block; }
-pre { background: var(--tint); padding: .8rem 1rem; border-radius: .5rem; overflow-x: auto; font-size: .85rem; }
+pre { background: var(--tint); padding: .8rem 1rem; border-radius: .5rem; overflow-x: auto;
+  font-size: .85rem; }
 details summary { cursor: pointer; color: var(--link); }
 """
 

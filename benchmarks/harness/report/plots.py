@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 CDFS = ("ttft", "tpot", "e2el")
-CDF_POINTS = 400  # of a line: more than the eye sees, and a picture of kilobytes
+CDF_POINTS = 120  # of a line: a step for each pixel or two, and a report that can be mailed
+LEVEL_POINTS = 800  # of the requests under way over the whole timeline
 LOG_FROM = 20.0  # the ratio of the slowest to the fastest from which a straight scale hides the fast ones
 TOKENS_BIN = 1.0  # seconds
 WIDTH = 11.0  # inches
@@ -188,20 +189,19 @@ def _draw_curve(view: View, place: Any, theme: Theme) -> None:
 
 
 def _marks(left: Axes, right: Axes, points: list[CurvePoint], theme: Theme) -> None:
-    for point, text, offset in (
-        (knee(points), "knee", (10, -22)),
-        (highest_within(points), "SLO", (-12, 16)),
-    ):
-        if point is None or point.latency is None:
+    bend, limit = knee(points), highest_within(points)
+    said = {"knee": bend, "highest within SLO": limit}
+    if bend is limit:
+        said = {"knee, and highest within SLO": bend}
+    for text, point in said.items():
+        if point is None:
             continue
-        arrow = {"arrowstyle": "-", "color": theme.ink, "linewidth": 0.8}
-        for axis, at in (
-            (left, (point.load, point.throughput)),
-            (right, (point.throughput, point.latency * 1e3)),
-        ):
-            axis.annotate(
-                f"{text}: {point.name}", at, xytext=offset, textcoords="offset points", arrowprops=arrow,
-                fontsize=8, weight="bold", ha="left" if offset[0] > 0 else "right",
+        for axis, at in ((left, point.load), (right, point.throughput)):
+            axis.axvline(at, color=theme.ink, linestyle=(0, (4, 3)), linewidth=1)
+            axis.text(
+                at, 0.03, f"{text}: {point.name}", transform=axis.get_xaxis_transform(), fontsize=7.5,
+                rotation=90, ha="right", va="bottom",
+                bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.7, "pad": 1},
             )  # fmt: skip
 
 
@@ -227,8 +227,10 @@ def _draw_timeline(view: View, place: Any, theme: Theme) -> None:
         end = max(record.ended for record in phase.records)
         shift = start - begin
         times, levels = in_flight(phase.records)
+        looks = np.linspace(begin, end, max(10, LEVEL_POINTS // len(view.result.phases)))
+        under_way = levels[np.searchsorted(times, looks, "right") - 1]
         requests.fill_between(
-            times + shift, levels, step="post", color=blue, alpha=0.18, linewidth=0, label=once("under way")
+            looks + shift, under_way, color=blue, alpha=0.18, linewidth=0, label=once("under way")
         )
         _tokens_line(tokens, phase.records, begin, end, shift, blue, once("output tokens/s"))
         at = np.array(phase.samples.at) + shift
@@ -328,11 +330,6 @@ def _label(view: View, shown: Shown) -> str:
     if len(view.targets) == 1:
         return shown.name
     return shown.target if len({one.name for one in view.shown}) == 1 else f"{shown.name}, {shown.target}"
-
-
-def _legend(axis: Axes, lines: int) -> None:
-    if lines > 1 and axis.get_legend_handles_labels()[0]:
-        axis.legend(loc="lower right", ncols=2 if lines > 6 else 1)
 
 
 @contextmanager
