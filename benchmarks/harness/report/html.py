@@ -24,14 +24,14 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #14171c; --ink: #e3e6ea; --soft: #9aa4b0;
   --line: #343a43; --tint: #1c2027; --good: #3ddc97; --bad: #ff7b6b; --warn: #3a3016; --link: #56b4e9; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 70rem; background: var(--paper);
-  color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 82rem; background: var(--paper);
+  color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 p.sub { color: var(--soft); margin: 0; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding: .4rem 0; }
-th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap;
+th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 thead th { color: var(--soft); font-weight: 600; } th[scope=row], td.text { text-align: left; }
 th[scope=row] { font-weight: 500; } td.wrap { white-space: normal; }
@@ -39,7 +39,7 @@ td small { color: var(--soft); display: block; font-size: .8em; line-height: 1.2
 tr.mark { background: var(--tint); } .better { color: var(--good); } .worse { color: var(--bad); }
 .cards { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.25rem 0; }
 .card { flex: 1 1 9rem; background: var(--tint); border-radius: .5rem; padding: .7rem .9rem; }
-.card b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums; }
+.card b { display: block; white-space: nowrap; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: .85rem; }
 .remarks { background: var(--warn); border-radius: .5rem; padding: .7rem 1rem .7rem 2rem; margin: 1rem 0; }
 img { width: 100%; height: auto; display: block; }
@@ -250,7 +250,8 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[str]) -> str:
     said = f"<caption>{escape(caption)}</caption>" if caption else ""
     top = "".join(f'<th scope="col">{escape(head)}</th>' if head else "<td></td>" for head in heads)
     shown = f"<thead><tr>{top}</tr></thead>" if any(heads) else ""
-    return f'<div class="scroll"><table>{said}{shown}<tbody>{"".join(rows)}</tbody></table></div>'
+    named = f' role="region" aria-label="{escape(caption)}" tabindex="0"' if caption else ""
+    return f'<div class="scroll"{named}><table>{said}{shown}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _row(

@@ -28,6 +28,7 @@ LOG_FROM = 20.0  # the ratio of the slowest to the fastest from which a straight
 TOKENS_BIN = 1.0  # seconds
 WIDTH = 11.0  # inches
 DASHES = ("-", (0, (4, 2)))  # of two lines that lie on each other both are seen
+HEADROOM = 1.2  # over the lines of a timeline, for the legend
 MOST_NAMES = 12  # over a timeline, before they run into each other
 
 
@@ -253,13 +254,13 @@ def _draw_timeline(view: View, place: Any, theme: Theme) -> None:
     for axis in (requests, tokens, machine):
         for at, _ in spans[1:]:
             axis.axvline(at, color=theme.faint, linewidth=1)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, axis.get_ylim()[1] * HEADROOM)
     if 1 < len(spans) <= MOST_NAMES:
         for at, name in spans:
             requests.text(at, 1.01, f" {name}", transform=requests.get_xaxis_transform(), fontsize=7.5)
     requests.set(ylabel="requests")
     tokens.set(ylabel="output tokens/s")
-    machine.set(ylabel="share", xlabel="seconds", ylim=(0, 1.05), xlim=(0, max(start, 1e-3)))
+    machine.set(ylabel="share", xlabel="seconds", ylim=(0, HEADROOM), xlim=(0, max(start, 1e-3)))
     machine.yaxis.set_major_formatter("{x:.0%}")
     for axis in (requests, machine):
         if axis.get_legend_handles_labels()[0]:
