@@ -270,6 +270,15 @@ def test_where_a_curve_bends() -> None:
     assert highest_within([point(8, 4.0, 50)]) is None
 
 
+def test_rates_and_numbers_at_once_are_not_one_curve() -> None:
+    found = sweep()
+    alone = load(
+        [answer(n, float(n)) for n in range(5)], name="1 at once", load={"kind": "closed", "concurrency": 1}
+    )
+    found.phases.insert(0, alone)
+    assert [point.name for point in view(found).curve("engine")] == ["rate 1", "rate 2", "rate 4"]
+
+
 def test_prices() -> None:
     found = cost(Prediction(usd_per_hour=3.6), measure([answer(tokens=1, ended=1.0)], resamples=5))
     assert found is not None  # one output token and twenty of input in a second, 0.001 dollars a second
