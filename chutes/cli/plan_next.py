@@ -7,6 +7,7 @@ from pathlib import Path
 
 from chutes.cli.layout import BOLD, LABEL, WIDEST, entry, paint
 from chutes.engine import vllm
+from chutes.engine.environment import INSIDE
 from chutes.hardware.choice import Choice, PlanResult
 from chutes.model import catalogue
 from chutes.model.source import base_name
@@ -15,10 +16,7 @@ _FILE = "my_chute.py"
 
 
 def lines(found: PlanResult, best: Choice, width: int) -> list[str]:
-    drawn = entry(found.engine, command(found, best), width)
-    if found.engine != "vllm":
-        return drawn
-    return [*drawn, *_chute(found, best, width)]
+    return [*entry(found.engine, command(found, best), width), *_chute(found, best, width)]
 
 
 def command(found: PlanResult, best: Choice) -> str:
@@ -26,7 +24,9 @@ def command(found: PlanResult, best: Choice) -> str:
     model = shlex.quote(model_of(found))
     start = f"vllm serve {model}"
     if found.engine == "sglang":
-        start = f"python -m sglang.launch_server --model-path {model}"
+        # On a CPU it does not import by itself: the script sees to that.
+        server = "-m sglang.launch_server" if best.gpu_count else str(INSIDE / "serve_sglang.py")
+        start = f"python {server} --model-path {model}"
     elif not best.gpu_count:  # the CPU build has no `vllm` that works
         start = f"python -m {vllm.MODULE} --model {model}"
     variables = [f"{name}={value}" for name, value in best.environment.items()]
@@ -49,8 +49,8 @@ def source(found: PlanResult, best: Choice, width: int) -> list[str]:
     revision = found.revision if found.revision and len(found.revision) == 40 else None
     return [
         "from chutes.chute import NodeSelector",
-        "from chutes.chute.template import build_vllm_chute",
-        "chute = build_vllm_chute(",
+        f"from chutes.chute.template import build_{found.engine}_chute",
+        f"chute = build_{found.engine}_chute(",
         f"    username='you', model_name={model_of(found)!r},",
         *([f"    revision={revision!r},"] if revision else []),
         f"    node_selector=NodeSelector({selector}),",

@@ -33,9 +33,9 @@ def keep_secret(key: str) -> None:
 
 
 def main() -> None:
-    key = os.environ.pop("SGLANG_API_KEY")
-    keep_secret(key)
-    sys.argv += ["--api-key", key]
+    if key := os.environ.pop("SGLANG_API_KEY", ""):
+        keep_secret(key)
+        sys.argv += ["--api-key", key]
     runpy.run_module("sglang.launch_server", run_name="__main__")
 
 
