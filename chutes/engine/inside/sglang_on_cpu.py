@@ -8,7 +8,7 @@ way name packages that are for GPUs, or for people:
     IPython      to show things in a notebook
 
 Each of them is played by a package with every name in it: a decorator of that kind hands back what it
-decorates, a class can be inherited from, and calling anything else raises. Child processes of SGLang run
+decorates, a class can be inherited from, and calling anything else raises or does nothing. Child processes of SGLang run
 the server's script again up to its `__main__`, so it holds there too.
 """
 
@@ -24,7 +24,8 @@ PLAYED = ("sgl_kernel", "triton", "IPython")
 
 
 class _Value:
-    """Anything but a class in one of them: an attribute of a module, or what `triton.jit(...)` returns."""
+    """Anything but a class in one of them. A call without arguments raises: so SGLang learns which GPU
+    there is, and takes the CPU if it gets no answer."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -34,14 +35,11 @@ class _Value:
             raise AttributeError(name)
         return _Value(f"{self._name}.{name}")
 
-    def __getitem__(self, key):
-        return self
-
     def __call__(self, *args, **options):
         if len(args) == 1 and callable(args[0]) and not options:
             return args[0]  # @triton.jit
-        if self._name.startswith("triton."):
-            return _Value(self._name)  # @triton.jit(...)
+        if self._name.startswith("triton.") and (args or options):
+            return lambda decorated: decorated  # @triton.jit(...)
         raise NotImplementedError(f"{self._name} needs a GPU: this environment of SGLang is for CPUs.")
 
 
