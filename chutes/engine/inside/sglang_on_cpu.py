@@ -8,8 +8,8 @@ way name packages that are for GPUs, or for people:
     IPython      to show things in a notebook
 
 Each of them is played by a package with every name in it: a decorator of that kind hands back what it
-decorates, a class can be inherited from, and calling anything else raises or does nothing. Child processes of SGLang run
-the server's script again up to its `__main__`, so it holds there too.
+decorates, a class can be inherited from, and calling anything else raises or does nothing. Child processes
+of SGLang run the server's script again up to its `__main__`, so it holds there too.
 """
 
 import importlib.abc
