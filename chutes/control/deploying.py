@@ -17,6 +17,7 @@ from chutes.engine import families, registry
 from chutes.exception import InvalidSpec, ModelError
 from chutes.hardware import devices, gpu_names, plan, profiles
 from chutes.hardware.terms import gib
+from chutes.image.standard.sglang import SGLANG
 from chutes.image.standard.vllm import VLLM
 from chutes.model import catalogue, known, variants
 from chutes.model import source as model
@@ -218,7 +219,7 @@ def _notes(spec: ChuteSpec, chosen: plan.Plan) -> list[str]:
     args = spec.engine.args if spec.engine else []
     if chosen.accelerator == "cpu" and any("bfloat16" in arg for arg in args):
         notes.append("engine_args ask for bfloat16, in which this engine gives wrong text on a CPU")
-    if spec.image not in ("", VLLM):
+    if spec.image not in ("", VLLM, SGLANG):
         notes.append(f"image {spec.image!r} is not used: the engine runs in an environment of its own")
     own = [cord.function for cord in spec.cords if not cord.passthrough]
     own += [job.name for job in spec.jobs] + spec.hooks
