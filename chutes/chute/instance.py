@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NoReturn
 
 import uvicorn
@@ -98,7 +98,9 @@ async def _live(ref: str, front: Front, server: _Serving, limit: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def started(ref: str, limit: float, loaded: Any = lambda chute: None) -> Any:
+async def started(
+    ref: str, limit: float, loaded: Callable[[Chute], None] = lambda chute: None
+) -> AsyncIterator[Chute]:
     """The chute that `ref` names, between its startup and its shutdown hooks.
 
     Whatever goes wrong before it is started ends the process, with a line that says what.
@@ -126,6 +128,7 @@ async def started(ref: str, limit: float, loaded: Any = lambda chute: None) -> A
                 await chute.shutdown()
         said = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
         give_up(f"{guard.stage or 'the startup'} raised {said}", final=not _may_pass(error))
+    assert chute is not None
     try:
         yield chute
     finally:
