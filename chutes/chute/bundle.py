@@ -16,11 +16,14 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from chutes.chute.ignored import Rules, is_rubbish, is_secret
-from chutes.chute.loader import Loaded
 from chutes.exception import InvalidSpec
 from chutes.image import Image
+
+if TYPE_CHECKING:
+    from chutes.chute.loader import Loaded
 
 # Below the gateway's default for the largest body (32 MiB), through which a deploy from elsewhere goes. Code
 # and its small data fit many times over; weights belong to a hub and are fetched by a startup hook.

@@ -32,15 +32,10 @@ import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from chutes.chute import docs, openapi
+from chutes.chute.agreed import CALLS, KEY, PAGES
 from chutes.chute.base import Chute
 from chutes.chute.loader import load
 from chutes.exception import ChutesError
-
-CALLS = "/-/call"
-"""Where an instance answers calls from Python. No cord's path begins with a minus."""
-
-KEY = "CHUTES_INSTANCE_KEY"
-"""Environment variable of the key that every request but `/health` must carry."""
 
 DRAIN_SECONDS = 20  # less than the grace that a stop gives the process before it is killed
 
@@ -189,11 +184,13 @@ class Front:
 
     def open(self, chute: Chute) -> None:
         taken = {(cord.public_api_method, cord.public_api_path) for cord in chute.cords}
-        pages = {
-            "/docs": ("text/html; charset=utf-8", docs.page()),
-            "/openapi.json": ("application/json", json.dumps(openapi.document(chute)).encode()),
+        pages = (
+            ("text/html; charset=utf-8", docs.page()),
+            ("application/json", json.dumps(openapi.document(chute)).encode()),
+        )
+        self._pages = {
+            path: page for path, page in zip(PAGES, pages, strict=True) if ("GET", path) not in taken
         }
-        self._pages = {path: page for path, page in pages.items() if ("GET", path) not in taken}
         self._chute = chute
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
