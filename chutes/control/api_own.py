@@ -61,7 +61,8 @@ def add(app: FastAPI, platform: Platform, logs: Logs) -> None:
         return {"digest": digest, "bytes": len(data)}
 
     def shown(secret: Secret, restart: list[str] | None = None) -> SecretView:
-        deployment = platform.world.deployments.get(secret.purpose)
+        deployments = platform.world.deployments.values() if secret.purpose else []
+        deployment = next((d for d in deployments if secret.is_for(d.chute_id, d.spec.name)), None)
         return SecretView(
             secret_id=secret.secret_id,
             purpose=secret.purpose,

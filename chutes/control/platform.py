@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from dataclasses import replace as replace_value
 
 from chutes.config import Config
 from chutes.control import bundles, secrets, slots, tracing
@@ -204,13 +205,18 @@ class Platform:
             The secret, and the names of the chutes that run without its value.
         """
         secrets.check(key, value)
+        same = {purpose := purpose.lower()}
         with contextlib.suppress(NotFound):
-            purpose = self.find(purpose).chute_id
-        purpose = purpose.lower()
-        known = next((s for s in self.store.secrets() if (s.purpose, s.key) == (purpose, key)), None)
+            deployment = self.find(purpose)
+            # One that was made before the deploy has the name.
+            purpose, same = deployment.chute_id, {deployment.chute_id, deployment.spec.name.lower()}
+        known = next((s for s in self.store.secrets() if s.purpose in same and s.key == key), None)
         if known is not None and not replace:
             raise AlreadyExists(f"There is a secret {key} already.", "--replace gives it another value.")
-        secret = Secret(known.secret_id if known else str(uuid.uuid4()), purpose, key, value, time.time())
+        if known is not None:
+            secret = replace_value(known, value=value)
+        else:
+            secret = Secret(str(uuid.uuid4()), purpose, key, value, time.time())
         self.store.save_secret(secret)
         return secret, self._running_with(secret)
 
