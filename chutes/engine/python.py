@@ -155,13 +155,12 @@ def _take_command(
 
 def _installed(words: list[str]) -> list[str] | None:
     """What a command gives to `pip install`; None for any other command."""
-    if words[0] in ("uv", "/usr/local/bin/uv") and words[1:3] == ["pip", "install"]:
-        return words[3:]
     if _PYTHON.fullmatch(words[0]) and words[1:2] == ["-m"]:
         words = words[2:]
-    if _PIP.fullmatch(words[0]) and words[1:2] == ["install"]:
-        return words[2:]
-    return _installed(words[1:]) if _PYTHON.fullmatch(words[0]) and words[1:2] == ["uv"] else None
+    if words[:1] and PurePosixPath(words[0]).name == "uv":
+        words = words[1:]
+    found = len(words) > 1 and _PIP.fullmatch(words[0]) and words[1] == "install"
+    return words[2:] if found else None
 
 
 def _with_files(
