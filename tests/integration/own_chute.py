@@ -172,6 +172,14 @@ async def make(self, output_dir: str, word: str = "x", n: int = 3):
     return {"n": n, "port": int(os.environ["CHUTES_PORT_HTTP_8888"]), "token": os.environ.get("MY_TOKEN")}
 
 
+@chute.job(timeout=30)
+def slow(self, output_dir: str):
+    time.sleep(600)  # blocks: only its end of process ends it
+
+
+slow.job.timeout = 1  # the least that an author can ask for is 30  # pyright: ignore[reportFunctionMemberAccess]
+
+
 @chute.job()
 async def fails(self, output_dir: str):
     raise LookupError("no such thing")

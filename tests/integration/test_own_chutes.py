@@ -278,6 +278,11 @@ def test_secrets(kit, ask):
     assert {one["key"] for one in json.loads(listed)} == {"RELAY_PORT", "MY_TOKEN", "FOR_ALL"}
     assert "tok-one" not in listed + json.dumps(chute(kit))
     kit.run("secrets", "create", "--purpose", NAME, "--key", "MY_TOKEN", "--value", "x", code=1)
+    other = ("secrets", "create", "--purpose", NAME, "--key", "MY_TOKEN", "--replace", "--restart")
+    said = kit.run(*other, "--value", "tok-two").stderr
+    assert f"{NAME} is being restarted" in said
+    # The request waits for the instance that has the new value, or meets the old one on its way out.
+    until(lambda: ask.json("POST", f"/{SLUG}/secret", {})["MY_TOKEN"] == "tok-two", 60)
     kit.run("secrets", "create", "--key", "LD_PRELOAD", "--value", "/x.so", code=2)
     for path in (kit.home / "chutes.db", *kit.home.glob("chutes.db-*")):
         assert path.stat().st_mode & 0o077 == 0
@@ -293,7 +298,7 @@ def test_a_job_with_files(kit, tmp_path):
     )
     assert ran["status"] == "complete", ran
     (port,) = ran["ports"]
-    assert ran["result"] == {"n": 4, "port": port["number"], "token": "tok-one"}
+    assert ran["result"] == {"n": 4, "port": port["number"], "token": "tok-two"}
     assert port["port"] == 8888
     assert [(f["path"], f["size"]) for f in ran["files"]] == [(f"deep/{i}.txt", 2 * i) for i in range(4)]
     kit.run("jobs", "download", ran["job_id"], "--to", str(tmp_path))
@@ -309,7 +314,9 @@ def test_jobs_that_fail_and_jobs_that_are_stopped(kit):
     ran = json.loads(failed.stdout)
     assert ran["status"] == "error"
     assert ran["detail"].startswith("no such thing\nTraceback")
-    assert "Its jobs: make, fails, stubborn" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
+    late = kit.run("jobs", "run", NAME, "slow", "--wait", "--json", code=1, timeout=90)
+    assert json.loads(late.stdout)["status"] == "timeout"
+    assert "Its jobs: make, slow, fails, stubborn" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
     began = control(kit, "POST", f"/chutes/{NAME}/jobs/stubborn", {})["job_id"]
     output = kit.home / "jobs" / began / "output"
     until((output / "began").exists, 30)

@@ -189,6 +189,7 @@ class TestGateway:
     def test_by_model_name_the_body_is_left_alone(self, service):
         body = b'{"model": "own", "stream": true, "messages": []}'
         order = self.ask(service, "POST", "/v1/chat/completions", body)
+        assert isinstance(order, Order)
         assert order.head.startswith(b"POST /v1/chat/completions")
         assert b"stream_options" not in order.body
         assert b'"Own"' in order.body
