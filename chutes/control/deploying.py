@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from chutes.chute.spec import ChuteSpec
 from chutes.config import Config
+from chutes.control import own_code
 from chutes.control.reconcile import Deployment
 from chutes.engine import families, registry
-from chutes.exception import InvalidSpec, ModelError
+from chutes.exception import ModelError
 from chutes.hardware import devices, gpu_names, plan, profiles
 from chutes.hardware.terms import gib
 from chutes.image.standard.sglang import SGLANG
@@ -72,10 +73,7 @@ def draft(
         InvalidSpec: the chute cannot be served here.
     """
     if spec.engine is None:
-        raise InvalidSpec(
-            f"Chute {spec.name!r} has no engine behind it; so far the platform serves template chutes.",
-            f"`chutes run --dev {spec.ref or 'module:chute'}` serves an author's own cords.",
-        )
+        return _of_own_code(spec, own_code.plan(spec, config, taken))
     machine = devices.detect()
     machine = replace(machine, memory_available=max(0, machine.memory_available - promised))
     shelf = profiles.load(profiles.find(config.home, config.profiles))
@@ -127,6 +125,18 @@ def draft(
             {cord.public_api_path for cord in spec.cords if cord.public_api_path},
             vision=facts is not None and facts.vision,
         ),
+    )
+
+
+def _of_own_code(spec: ChuteSpec, chosen: plan.Plan) -> Draft:
+    paths = {cord.public_api_path for cord in spec.cords if cord.public_api_path}
+    return Draft(
+        spec=spec,
+        source=None,
+        plan=chosen,
+        version=version_of(spec, None, chosen),
+        notes=[*_ALWAYS, *own_code.notes(spec)],
+        capabilities=families.capabilities(chosen.engine, None, [], paths),
     )
 
 
@@ -214,8 +224,11 @@ def version_of(spec: ChuteSpec, source: ModelSource | None, chosen: plan.Plan) -
     return str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(made_of, sort_keys=True)))
 
 
+_ALWAYS = ["one instance is started now and kept; max_instances and its like are stored, not acted on yet"]
+
+
 def _notes(spec: ChuteSpec, chosen: plan.Plan) -> list[str]:
-    notes = ["one instance is started now and kept; max_instances and its like are stored, not acted on yet"]
+    notes = list(_ALWAYS)
     args = spec.engine.args if spec.engine else []
     if chosen.accelerator == "cpu" and any("bfloat16" in arg for arg in args):
         notes.append("engine_args ask for bfloat16, in which this engine gives wrong text on a CPU")
