@@ -16,7 +16,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from chutes import wire
 from chutes.gateway import answers, limits
@@ -54,7 +54,8 @@ class Clients:
         self._prefix = f"req-{os.urandom(6).hex()}-".encode()
         self._numbers = itertools.count(1)
 
-    def accept(self) -> ClientConnection:
+    def accept(self) -> Any:
+        """A new connection's protocol."""
         return ClientConnection(self)
 
     def request_id(self, request: RequestHead | None) -> bytes:
@@ -90,8 +91,11 @@ def _no_body() -> Refusal:
     return bad("This path takes no request body.")
 
 
-class ClientConnection(asyncio.Protocol):
-    """One client's connection."""
+class ClientConnection:
+    """One client's connection.
+
+    Called by the event loop as an `asyncio.Protocol`, which a compiled class cannot derive from.
+    """
 
     __slots__ = (
         "_blocked",

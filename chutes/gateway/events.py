@@ -11,10 +11,11 @@ model can look like one.
 from __future__ import annotations
 
 import re
-from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
+
+from chutes.gateway.shapes import Counts, Event, Told, Usage
 
 USAGE_BYTES = 4096
 """How far from the end of an answer its usage is looked for. Engines write it after choices and data, and
@@ -30,57 +31,8 @@ RESPONSE_BYTES = 256
 NAMES = ("reasoning", "reasoning_content")
 
 
-class Usage(NamedTuple):
-    """Tokens of one request."""
-
-    prompt: int
-    completion: int
-    cached: int
-
-
-Count = Annotated[int, msgspec.Meta(ge=0)] | None
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: Count = None
-
-
-class _Counts(msgspec.Struct):
-    """As chat, completions and embeddings say it, and as `/v1/responses` and `/v1/messages` do."""
-
-    prompt_tokens: Count = None
-    completion_tokens: Count = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens: Count = None
-    output_tokens: Count = None
-    input_tokens_details: _Details | None = None
-    cache_read_input_tokens: Count = None
-
-    def usage(self) -> Usage:
-        prompt, completion, details = self.prompt_tokens, self.completion_tokens, self.prompt_tokens_details
-        if prompt is None:
-            prompt, completion, details = self.input_tokens, self.output_tokens, self.input_tokens_details
-        cached = self.cache_read_input_tokens if details is None else details.cached_tokens
-        return Usage(prompt or 0, completion or 0, cached or 0)
-
-
-class _Inner(msgspec.Struct):
-    usage: _Counts | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Counts | None = None
-    response: _Inner | None = None
-    """The last event of `/v1/responses` has the whole answer in it."""
-
-
-class _Event(msgspec.Struct):
-    choices: list[Raw]
-    usage: _Counts | None = None
-
-
-_ANSWER = msgspec.json.Decoder(_Answer)
-_EVENT = msgspec.json.Decoder(_Event)
+_ANSWER = msgspec.json.Decoder(Told)
+_EVENT = msgspec.json.Decoder(Event)
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _LIST = msgspec.json.Decoder(list[Raw])
 _encode = msgspec.json.Encoder().encode
@@ -104,7 +56,7 @@ def read_usage(answer: bytes) -> Usage | None:
     return found.usage() if found else None
 
 
-def _counts(answer: bytes) -> _Counts | None:
+def _counts(answer: bytes) -> Counts | None:
     try:
         found = _ANSWER.decode(answer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

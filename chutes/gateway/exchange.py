@@ -16,7 +16,6 @@ from chutes import wire
 from chutes.gateway import breaker, limits
 from chutes.gateway.answers import Refusal
 from chutes.gateway.breaker import HEALTHY
-from chutes.gateway.events import Usage
 from chutes.gateway.http import BadAnswer
 from chutes.gateway.meter import Meter, monotonic
 from chutes.gateway.orders import Order
@@ -24,6 +23,7 @@ from chutes.gateway.outbox import Outbox
 from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.scores import scored
+from chutes.gateway.shapes import Usage
 from chutes.gateway.upstream import Instance, UpstreamConnection, hopeless
 from chutes.gateway.waiting import Ticket, Why
 

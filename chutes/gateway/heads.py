@@ -77,9 +77,9 @@ class RequestHeads:
             return request, request.length, None  # a length may be spelled in ways that are not remembered
         start, stop = found.span(1)
         shape = sha256(data[:start] + data[stop:end]).digest()
-        request = self._known.get(shape)
-        if request is not None:
-            return request, int(found[1]), Remembered(request, data[:start], data[stop : end + 4])
+        known = self._known.get(shape)
+        if known is not None:
+            return known, int(found[1]), Remembered(known, data[:start], data[stop : end + 4])
         # Should it hold a second length, it is refused here.
         request = parse_request_head(data[:end])
         request.shape = shape

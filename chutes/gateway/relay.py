@@ -11,7 +11,6 @@ from chutes.gateway import limits
 from chutes.gateway.chunked import BadChunk, ChunkScanner, edit_chunks
 from chutes.gateway.events import (
     USAGE_BYTES,
-    Usage,
     hide_usage,
     read_usage,
     read_usage_event,
@@ -20,6 +19,7 @@ from chutes.gateway.events import (
 )
 from chutes.gateway.heads import AnswerHeads
 from chutes.gateway.http import BadAnswer, ResponseHead
+from chutes.gateway.shapes import Usage
 
 # How a body ends.
 HEAD, NOTHING, LENGTH, CHUNKS, CLOSE, GATHERED = range(6)
@@ -70,6 +70,10 @@ class AnswerRelay:
     fields = b""
     """Further header lines for the client, each ending in CRLF."""
     _framing = HEAD
+    _scanner: ChunkScanner
+    """Of a chunked body."""
+    _gathered: tuple[ResponseHead, list[bytes]]
+    """Of an answer that is held until whole: its head, and what has come of its body."""
     _left = 0
     _held = b""
     """Of a head, until whole. Of an SSE body, the open chunk: see `_chunks`."""

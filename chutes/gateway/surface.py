@@ -1,7 +1,7 @@
 """What the gateway changes in an OpenAI request, and why. Pure: a body in, a body out.
 
 An engine gets the client's own bytes wherever it can; what differs is spliced in. Only the few fields
-named in `Peek` are looked at, and messages are never decoded. Written against vLLM 0.32
+named in `shapes.Peek` are looked at, and messages are never decoded. Written against vLLM 0.32
 (entrypoints/openai/chat_completion/protocol.py) and SGLang 0.5.23, which both ignore fields that they do not
 know, so that nothing else has to be taken out.
 
@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from chutes.gateway.answers import Refusal
+from chutes.gateway.shapes import Peek
 
 CHAT_PATHS = frozenset({b"/v1/chat/completions"})
 """An instance's paths that know messages, thinking and response formats."""
@@ -59,25 +59,6 @@ _encode = msgspec.json.Encoder().encode
 
 _FIRST = re.compile(rb'\s*\{\s*"model"\s*:\s*"[^"\\]*"\s*,')
 _MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*[,}]')
-
-
-class Peek(msgspec.Struct, gc=False):
-    """The top-level fields of a body that concern the gateway; the decoder skips all others unbuilt.
-
-    Raw fields are views into the body, not decoded.
-    """
-
-    model: str
-    stream: Any = None
-    """Not judged here: whether `"stream": "yes"` is an error is for the engine to say."""
-    stream_options: Raw | UnsetType = UNSET
-    thinking: Raw | UnsetType = UNSET
-    reasoning_effort: Raw | UnsetType = UNSET
-    response_format: Raw | UnsetType = UNSET
-    chat_template_kwargs: Raw | UnsetType = UNSET
-    messages: Raw | UnsetType = UNSET
-    """For prefix affinity."""
-    prompt: Raw | UnsetType = UNSET
 
 
 _PEEK = msgspec.json.Decoder(Peek)

@@ -7,8 +7,8 @@ table that names its chute, so a retry chooses among the instances of now.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from chutes import wire
 from chutes.board import QUEUED_AT, Board
@@ -45,8 +45,11 @@ class Waits(Protocol):
 Waiter = TypeVar("Waiter", bound=Waits)
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to an instance; it belongs to one exchange, or is idle in the instance's pool."""
+class UpstreamConnection:
+    """One connection to an instance; it belongs to one exchange, or is idle in the instance's pool.
+
+    Called by the event loop as an `asyncio.Protocol`, which a compiled class cannot derive from.
+    """
 
     __slots__ = ("exchange", "idle_since", "instance", "reused", "transport")
 
@@ -150,9 +153,10 @@ class Instance:
     async def connect(self) -> UpstreamConnection:
         """A new connection. Raises OSError, of which TimeoutError is one."""
         loop = asyncio.get_running_loop()
+        protocol: Callable[[], Any] = lambda: UpstreamConnection(self)  # noqa: E731
         async with asyncio.timeout(limits.CONNECT_SECONDS):
             host, port = self.upstream.host, self.upstream.port
-            _, connection = await loop.create_connection(lambda: UpstreamConnection(self), host, port)
+            _, connection = await loop.create_connection(protocol, host, port)
         return connection
 
     def sweep(self, tick: int) -> None:
@@ -321,7 +325,9 @@ class Upstreams(Generic[Waiter]):
         gone = self._groups
         self._groups = {}
         control = [table.control] if table.control else []
-        wanted = [(None, "the control API", None, control)]
+        wanted: list[tuple[str | None, str, wire.Route | None, list[wire.Upstream]]] = [
+            (None, "the control API", None, control)
+        ]
         wanted += [(route.chute_id, route.name, route, route.upstreams) for route in table.routes]
         for chute_id, name, route, upstreams in wanted:
             group = gone.pop(chute_id, None) or Group(
