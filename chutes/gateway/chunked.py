@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Final
 
 from chutes.exception import ChutesError
 from chutes.gateway import limits
 
 _SIZE = rb"([0-9a-fA-F]{1,15})[ \t]{0,8}(?:;[^\r\n]{0,%d})?" % (limits.CHUNK_LINE_BYTES - 26)
-SIZE_LINE = re.compile(_SIZE + rb"\r\n")
-START_OF_SIZE_LINE = re.compile(_SIZE + rb"\r?")
+SIZE_LINE: Final = re.compile(_SIZE + rb"\r\n")
+START_OF_SIZE_LINE: Final = re.compile(_SIZE + rb"\r?")
 """What they take does not depend on how reads split the line: neither is ever over CHUNK_LINE_BYTES."""
+
+
+SHORT_LINE: Final = 8
+REMEMBERED_BYTES: Final = 4096
+"""Of chunks whose size lines are remembered: events are some 300 bytes."""
+REMEMBERED: Final = 8192
+"""Lines: one size can be spelled in several ways."""
+
+_SIZES: Final[dict[bytes, int]] = {}
+"""Size lines that were judged before, and how long their chunks are with them."""
 
 
 class BadChunk(ChutesError):
@@ -43,9 +54,12 @@ class ChunkScanner:
         Returns: how many of them belong to this body: all, unless it `ended`.
         Raises: BadChunk.
         """
-        if payload is None and not self._left and not self._carry and self._is_one_chunk(data):
-            self.boundary = len(data)
-            return len(data)
+        if payload is None and not self._left and not self._carry:
+            # What a read brings while an engine streams: one whole chunk, under a size that came before.
+            size = len(data)
+            if _SIZES.get(data[: data.find(b"\n", 0, SHORT_LINE) + 1]) == size and data.endswith(b"\r\n"):
+                self.boundary = size
+                return size
         carried = len(self._carry)
         if carried:
             data = self._carry + data
@@ -66,6 +80,8 @@ class ChunkScanner:
                 position = size
                 break
             length = int(line[1], 16)
+            if position == 0 and 0 < length <= REMEMBERED_BYTES and line.end() <= SHORT_LINE:
+                _remember(data[: line.end()], length)
             if length == 0:
                 # From the size line's own CRLF, so that an empty trailer is found as well.
                 end = data.find(b"\r\n\r\n", line.end() - 2)
@@ -88,15 +104,6 @@ class ChunkScanner:
         self.boundary = max(0, boundary - carried)
         return position - carried
 
-    @staticmethod
-    def _is_one_chunk(data: bytes) -> bool:
-        """Whether these are one whole chunk, not the last: what a read brings while an engine streams."""
-        line = SIZE_LINE.match(data)
-        if line is None:
-            return False
-        length = int(line[1], 16)
-        return length > 0 and line.end() + length + 2 == len(data) and data.endswith(b"\r\n")
-
     def _inside(self, data: bytes, position: int, left: int, payload: list[bytes] | None) -> tuple[int, int]:
         """Move through the open chunk; its last two bytes must be CRLF."""
         end = min(position + left, len(data))
@@ -109,6 +116,12 @@ class ChunkScanner:
         if payload is not None and left > 2:
             payload.append(data[position : position + min(left - 2, end - position)])
         return end, rest
+
+
+def _remember(line: bytes, length: int) -> None:
+    if len(_SIZES) >= REMEMBERED:
+        _SIZES.clear()
+    _SIZES[line] = len(line) + length + 2
 
 
 def edit_chunks(data: bytes, edit: Callable[[bytes], bytes]) -> bytes:

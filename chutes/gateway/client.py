@@ -22,11 +22,10 @@ from chutes import wire
 from chutes.gateway import answers, limits
 from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.chunked import BadChunk, ChunkScanner
-from chutes.gateway.exchange import Exchange
+from chutes.gateway.exchange import Client, Exchange, Surroundings
 from chutes.gateway.heads import AnswerHeads, Remembered
 from chutes.gateway.http import REQUEST_ID, RequestHead, bad
-from chutes.gateway.meter import Meter, monotonic
-from chutes.gateway.outbox import Outbox
+from chutes.gateway.meter import monotonic
 from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.service import Service
@@ -34,20 +33,15 @@ from chutes.gateway.service import Service
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Clients:
+class Clients(Surroundings):
     """All client connections of a worker, and what they share."""
 
     def __init__(self, service: Service, send: Callable[[wire.FromWorker], None]) -> None:
+        super().__init__(Quota(service.board), send)
         self.service = service
-        self.report: Callable[[wire.UpstreamLost | wire.Wake], None] = send
-        self.meter = Meter(send)
-        self.quota = Quota(service.board)
-        self.outbox = Outbox()
         self.no_heads = AnswerHeads()
         """What an answer is read with until its engine is chosen."""
         self.connections: set[ClientConnection] = set()
-        self.tick = 0
-        """Seconds since the start, as the sweep counts them; what bounds on time are measured in."""
         self.draining = False
         self.emptied: Callable[[], None] | None = None
         """Called when the last connection of a draining worker has gone."""
@@ -91,7 +85,7 @@ def _no_body() -> Refusal:
     return bad("This path takes no request body.")
 
 
-class ClientConnection:
+class ClientConnection(Client):
     """One client's connection.
 
     Called by the event loop as an `asyncio.Protocol`, which a compiled class cannot derive from.

@@ -11,31 +11,30 @@ model can look like one.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from chutes.gateway.shapes import Counts, Event, Told, Usage
 
-USAGE_BYTES = 4096
+USAGE_BYTES: Final = 4096
 """How far from the end of an answer its usage is looked for. Engines write it after choices and data, and
 some hundred bytes of nulls after that."""
-WHOLE_BYTES = 256 * 1024
+WHOLE_BYTES: Final = 256 * 1024
 """An answer up to this size is read whole (0.1 ms) when its end does not tell."""
 
-SHORT_BYTES = 1024
-"""Up to here reading all is quicker than looking for the right part."""
-RESPONSE_BYTES = 256
+RESPONSE_BYTES: Final = 256
 """Where an event of `/v1/responses` shows that the usage is one level deeper."""
 
-NAMES = ("reasoning", "reasoning_content")
+NAMES: Final = ("reasoning", "reasoning_content")
 
 
-_ANSWER = msgspec.json.Decoder(Told)
-_EVENT = msgspec.json.Decoder(Event)
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
-_LIST = msgspec.json.Decoder(list[Raw])
-_encode = msgspec.json.Encoder().encode
+_ANSWER: Final = msgspec.json.Decoder(Told)
+_EVENT: Final = msgspec.json.Decoder(Event)
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
+_LIST: Final = msgspec.json.Decoder(list[Raw])
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def read_usage(answer: bytes) -> Usage | None:
@@ -44,8 +43,6 @@ def read_usage(answer: bytes) -> Usage | None:
     Of a large answer its last part is enough: it may begin anywhere. What is found there parses, together
     with the brace that it leaves open, as an object: so it is not inside of anything.
     """
-    if len(answer) <= SHORT_BYTES and (found := _counts(answer)) is not None:
-        return found.usage()
     at = answer.rfind(b'"usage"', max(0, len(answer) - USAGE_BYTES))
     if at >= 0 and not answer.endswith(b"\\", 0, at):
         nested = b'"response":{' in answer[:RESPONSE_BYTES]
@@ -92,7 +89,7 @@ def hide_usage(data: bytes) -> tuple[bytes, Usage | None]:
     return (b"".join(kept) + data[begin:] if usage else data), usage
 
 
-_DATA_LINE = re.compile(rb"^data:(.*)[\r\n]*", re.MULTILINE)
+_DATA_LINE: Final = re.compile(rb"^data:(.*)[\r\n]*", re.MULTILINE)
 
 
 def _only_usage(payload: bytes) -> Usage | None:
@@ -105,7 +102,7 @@ def _only_usage(payload: bytes) -> Usage | None:
 
 # An event as vLLM and SGLang write it, up to the end of a thought. Possessive: a text of any length is passed
 # over once.
-_THOUGHT = re.compile(
+_THOUGHT: Final = re.compile(
     rb'\s*\{(?:"[^"\\]*":(?:"[^"\\]*"|\d+|null),)*+"choices":\[\{"index":\d+,"delta":\{'
     rb'(?:"(?:role|content)":(?:"(?:[^"\\]++|\\.)*+"|null),)*+'
     rb'"(reasoning(?:_content)?)":("(?:[^"\\]++|\\.)*+"|null)',

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from chutes.gateway.http import (
     LENGTH_DIGITS,
@@ -19,12 +19,12 @@ from chutes.gateway.http import (
     parse_response_head,
 )
 
-LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,%d})\r\n" % LENGTH_DIGITS)
+LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,%d})\r\n" % LENGTH_DIGITS)
 
-EVERY_TIME_ANOTHER = (b"x-request-id", b"traceparent", b"idempotency-key")
+EVERY_TIME_ANOTHER: Final = (b"x-request-id", b"traceparent", b"idempotency-key")
 """Fields whose heads are not worth remembering: they do not come again."""
 
-KNOWN_REQUESTS = 1024
+KNOWN_REQUESTS: Final = 1024
 """What was found out of a head takes some 2 KB."""
 
 Head = TypeVar("Head", RequestHead, ResponseHead)

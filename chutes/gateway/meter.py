@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Final
 
 from chutes import wire
 from chutes.gateway import limits
 
-monotonic = time.monotonic
+monotonic: Final = time.monotonic
 
 
 class Meter:

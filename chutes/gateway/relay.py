@@ -7,6 +7,8 @@ says of its usage.
 
 from __future__ import annotations
 
+from typing import Final
+
 from chutes.gateway import limits
 from chutes.gateway.chunked import BadChunk, ChunkScanner, edit_chunks
 from chutes.gateway.events import (
@@ -22,13 +24,19 @@ from chutes.gateway.http import BadAnswer, ResponseHead
 from chutes.gateway.shapes import Usage
 
 # How a body ends.
-HEAD, NOTHING, LENGTH, CHUNKS, CLOSE, GATHERED = range(6)
+HEAD: Final = 0
+NOTHING: Final = 1
+LENGTH: Final = 2
+CHUNKS: Final = 3
+CLOSE: Final = 4
+GATHERED: Final = 5
 
-USAGE, THOUGHT = b'"usage":{', b'"reasoning'
+USAGE: Final = b'"usage":{'
+THOUGHT: Final = b'"reasoning'
 """What makes an event worth a look."""
 
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
-COMMENT = b"b\r\n: waiting\n\n\r\n"
+STREAM_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+COMMENT: Final = b"b\r\n: waiting\n\n\r\n"
 
 
 class AnswerRelay:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -24,11 +25,11 @@ CHAT_PATHS = frozenset({b"/v1/chat/completions"})
 COMPLETION_PATHS = CHAT_PATHS | {b"/v1/completions"}
 """An instance's paths whose streams tell their usage only when asked to."""
 
-THINKING_KEYS = ("enable_thinking", "thinking")
+THINKING_KEYS: Final = ("enable_thinking", "thinking")
 """What chat templates call it: Qwen3, GLM and most read the first, DeepSeek, Kimi and Granite the second.
 Templates ignore what they do not read, so both are always set."""
 
-EFFORTS = {
+EFFORTS: Final = {
     "none": False,
     "minimal": False,
     "low": True,
@@ -40,28 +41,28 @@ EFFORTS = {
 """`reasoning_effort` → whether to think. The published table has the first five; the last two are vLLM's
 own."""
 
-HARMONY_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
+HARMONY_EFFORTS: Final = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """gpt-oss always thinks and refuses all efforts but low, medium and high (vLLM's harmony_utils.py): it gets
 the nearest of them."""
 
-TAIL_BYTES = 512
+TAIL_BYTES: Final = 512
 """How far from the end `model` is looked for before the whole body is taken apart. The OpenAI SDK writes
 messages first and model, stream and sampling parameters after."""
 
-ASK_USAGE = b'{"include_usage":true}'
-_ASK_USAGE_FIRST = b'{"stream_options":%b,' % ASK_USAGE
+ASK_USAGE: Final = b'{"include_usage":true}'
+_ASK_USAGE_FIRST: Final = b'{"stream_options":%b,' % ASK_USAGE
 
 Changes = dict[str, bytes | None]
 """Top-level key → its new value in JSON; None takes it out."""
 
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
-_encode = msgspec.json.Encoder().encode
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
+_encode: Final = msgspec.json.Encoder().encode
 
-_FIRST = re.compile(rb'\s*\{\s*"model"\s*:\s*"[^"\\]*"\s*,')
-_MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*[,}]')
+_FIRST: Final = re.compile(rb'\s*\{\s*"model"\s*:\s*"[^"\\]*"\s*,')
+_MODEL: Final = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*[,}]')
 
 
-_PEEK = msgspec.json.Decoder(Peek)
+_PEEK: Final = msgspec.json.Decoder(Peek)
 
 
 def peek(body: bytes) -> Peek:

@@ -87,6 +87,7 @@ class Instance:
         "fields",
         "heads",
         "health",
+        "instance_id",
         "last_report",
         "retired",
         "seed",
@@ -99,6 +100,7 @@ class Instance:
         self.chute_id = chute_id
         """None for the control API."""
         self.upstream = upstream
+        self.instance_id = upstream.instance_id
         host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
         self.fields = f"Host: {host}:{upstream.port}\r\nAuthorization: Bearer {upstream.api_key}\r\n".encode(
             "latin-1"
@@ -180,7 +182,9 @@ class Group(Generic[Waiter]):
     """
 
     __slots__ = (
+        "_alone",
         "_board",
+        "_mine",
         "_ramped",
         "_seeds",
         "_slots",
@@ -207,6 +211,8 @@ class Group(Generic[Waiter]):
         self.capacity: int | None = None
         """Requests that one instance takes at once."""
         self._board = board
+        self._mine = board.mine
+        self._alone = board.alone
         self._slots: list[int] = []
         self._seeds: list[int] = []
         """Of the instances."""
@@ -236,9 +242,15 @@ class Group(Generic[Waiter]):
         weights = None
         if now < self._ramped:
             weights = [balance.weight(now - instance.since) for instance in instances]
-        loads = self._board.totals(slots)
+        loads = self._loads(slots)
         index = balance.choose(loads, seeds, prefix, self._turn, self.capacity, weights)
         return instances[index] if index is not None else None
+
+    def _loads(self, slots: list[int]) -> list[int]:
+        if not self._alone:
+            return self._board.totals(slots)
+        mine = self._mine
+        return [mine[slot] for slot in slots]
 
     def _usable(self, now: float, avoid: Sequence[Instance]) -> list[Instance]:
         left = [instance for instance in self.instances if instance not in avoid]
