@@ -54,12 +54,9 @@ class ChunkScanner:
         Returns: how many of them belong to this body: all, unless it `ended`.
         Raises: BadChunk.
         """
-        if payload is None and not self._left and not self._carry:
-            # What a read brings while an engine streams: one whole chunk, under a size that came before.
-            size = len(data)
-            if _SIZES.get(data[: data.find(b"\n", 0, SHORT_LINE) + 1]) == size and data.endswith(b"\r\n"):
-                self.boundary = size
-                return size
+        if payload is None and not self._left and not self._carry and _is_known(data):
+            self.boundary = len(data)
+            return self.boundary
         carried = len(self._carry)
         if carried:
             data = self._carry + data
@@ -116,6 +113,17 @@ class ChunkScanner:
         if payload is not None and left > 2:
             payload.append(data[position : position + min(left - 2, end - position)])
         return end, rest
+
+
+def _is_known(data: bytes) -> bool:
+    """Whether these are one whole chunk, under a size line that came before: what a read brings while an
+    engine streams."""
+    size, at = len(data), 1
+    if size < SHORT_LINE:
+        return False
+    while at < SHORT_LINE and data[at] != 0x0A:
+        at += 1
+    return _SIZES.get(data[: at + 1]) == size and data.endswith(b"\r\n")
 
 
 def _remember(line: bytes, length: int) -> None:

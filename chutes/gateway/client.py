@@ -12,7 +12,6 @@ A connection is in one of five states, told apart by its fields:
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import time
 from collections.abc import Callable
@@ -46,7 +45,7 @@ class Clients(Surroundings):
         self.emptied: Callable[[], None] | None = None
         """Called when the last connection of a draining worker has gone."""
         self._prefix = f"req-{os.urandom(6).hex()}-".encode()
-        self._numbers = itertools.count(1)
+        self._answered = 0
 
     def accept(self) -> Any:
         """A new connection's protocol."""
@@ -59,7 +58,8 @@ class Clients(Surroundings):
             own is not None and REQUEST_ID.fullmatch(own) and b"cpk_" not in own
         ):  # ids go to logs, keys may not
             return own
-        return b"%b%x" % (self._prefix, next(self._numbers))
+        self._answered += 1
+        return b"%b%d" % (self._prefix, self._answered)
 
     def sweep(self) -> None:
         self.tick += 1

@@ -45,8 +45,9 @@ def read_usage(answer: bytes) -> Usage | None:
     """
     at = answer.rfind(b'"usage"', max(0, len(answer) - USAGE_BYTES))
     if at >= 0 and not answer.endswith(b"\\", 0, at):
-        nested = b'"response":{' in answer[:RESPONSE_BYTES]
-        found = _counts((b'{"response":{' if nested else b"{") + answer[at:])
+        found = _counts(b"{" + answer[at:])
+        if found is None and b'"response":{' in answer[:RESPONSE_BYTES]:
+            found = _counts(b'{"response":{' + answer[at:])
         if found is not None:
             return found.usage()
     found = _counts(answer) if len(answer) <= WHOLE_BYTES else None

@@ -46,13 +46,19 @@ class Remembered(Generic[Head]):
         before, after = self.before, self.after
         if not data.startswith(before):
             return None
-        start = len(before)
-        stop = data.find(b"\r", start, start + LENGTH_DIGITS + 1)
-        if stop < 0 or not data.startswith(after, stop):
+        # Byte by byte: four digits are read sooner so than `find`, `isdigit` and `int` are called.
+        size, start, length = len(data), len(before), 0
+        stop = start
+        while stop < size and stop - start < LENGTH_DIGITS:
+            digit = data[stop] - 48
+            if digit < 0 or digit > 9:
+                break
+            length = length * 10 + digit
+            stop += 1
+        end = stop + len(after)
+        if stop == start or end + length != size or data[stop:end] != after:
             return None
-        digits = data[start:stop]
-        body = data[stop + len(after) :]
-        return body if digits.isdigit() and int(digits) == len(body) else None
+        return data[end:]
 
 
 class RequestHeads:
