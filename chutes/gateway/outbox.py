@@ -23,6 +23,11 @@ class Outbox:
         self._waiting: list[tuple[Any, bytes | None]] = []
         """Transports with what they are to send; with None, what is to be called."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._waiting)
+
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
