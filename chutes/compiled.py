@@ -26,6 +26,7 @@ from chutes.exception import ChutesError
 SWITCH = "CHUTES_COMPILED"
 """Set to 0 to run what is there by the interpreter all the same."""
 
+ADVICE = "`python -m chutes.compiled` makes it serve about twice as many requests"
 PACKAGE = "chutes.gateway"
 ROOT = Path(__file__).parent
 CORE = ROOT / "gateway"
@@ -74,16 +75,17 @@ class _Finder(MetaPathFinder):
         return spec_from_file_location(fullname, file, loader=ExtensionFileLoader(fullname, str(file)))
 
 
-def use() -> None:
-    """Import the core from its build from now on, if there is one of this very source."""
+def there() -> Path | None:
+    """The build of this very source that a worker would use now."""
     place = PLACE / digest()
-    if os.environ.get(SWITCH) != "0" and place.is_dir():
+    return place if os.environ.get(SWITCH) != "0" and place.is_dir() else None
+
+
+def use() -> None:
+    """Import the core from its build from now on, if there is one; called before any of it is imported."""
+    place = there()
+    if place is not None:
         sys.meta_path.insert(0, _Finder(place))
-
-
-def used() -> bool:
-    """Whether this process does."""
-    return any(isinstance(finder, _Finder) for finder in sys.meta_path)
 
 
 def build() -> Path:

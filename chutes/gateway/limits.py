@@ -2,6 +2,9 @@
 
 Times are seconds and are checked by one sweep a second over all connections: a timer per request would
 cost more than parsing one. They are therefore exact to about a second.
+
+A compiled core has what is `Final` built in. The few that are not are set to less by tests, as nobody waits
+minutes for one.
 """
 
 from typing import Final
@@ -68,10 +71,10 @@ QUEUE_LENGTH = 1000
 would be the thousandth in line for an engine that answers ten a second is better off told at once."""
 QUEUE_OTHERS_SHARE: Final = 0.25
 """Of that length, what a key cannot take that already holds more than half of the line."""
-QUEUE_SECONDS: Final = 50
+QUEUE_SECONDS = 50
 """Waiting for a busy chute. A proxy in front of us commonly gives up after 60 s without a byte (nginx's
 proxy_read_timeout), and its 504 says less than our 429."""
-WAKE_SECONDS: Final = 540
+WAKE_SECONDS = 540
 """Waiting for a chute that starts or wakes: below the 600 s after which the OpenAI SDK gives up, so that
 it still hears why."""
 
