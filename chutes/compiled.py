@@ -34,8 +34,7 @@ PLACE = CORE / "__compiled__"
 NAMES = (
     *("access", "answers", "balance", "breaker", "chunked", "client", "events", "exchange", "heads", "http"),
     *("meter", "orders", "outbox", "quota", "relay", "routing", "scores", "service", "surface", "upstream"),
-    "limits",
-    "waiting",
+    *("limits", "surroundings", "waiting"),
 )
 """What a request goes through."""
 NEEDED = ("gateway/shapes", "board")

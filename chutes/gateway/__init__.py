@@ -15,6 +15,7 @@ straight line, without a task, a future or a copy that it does not need:
       surface.py  the body as the engine is to get it               (pure)
       answers.py  error objects and the list of models              (pure)
     exchange.py   one order → its turn, attempts on instances, a record
+      surroundings.py  what it sees of its client and its worker
       quota.py    what its key has left of its limits               (pure, on the board)
       waiting.py  whose turn it is when all are busy                (pure)
       balance.py  which instance                                    (pure)

@@ -21,13 +21,14 @@ from chutes import wire
 from chutes.gateway import answers, limits
 from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.chunked import BadChunk, ChunkScanner
-from chutes.gateway.exchange import Client, Exchange, Surroundings
+from chutes.gateway.exchange import Exchange
 from chutes.gateway.heads import AnswerHeads, Remembered
 from chutes.gateway.http import REQUEST_ID, RequestHead, bad
 from chutes.gateway.meter import monotonic
 from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.service import Service
+from chutes.gateway.surroundings import Client, Surroundings
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

@@ -7,7 +7,7 @@ are the whole answer, an error event in a stream, or a broken connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 from zlib import crc32
@@ -17,13 +17,12 @@ from chutes.gateway import breaker, limits
 from chutes.gateway.answers import Refusal
 from chutes.gateway.breaker import HEALTHY
 from chutes.gateway.http import BadAnswer
-from chutes.gateway.meter import Meter, monotonic
+from chutes.gateway.meter import monotonic
 from chutes.gateway.orders import Order
-from chutes.gateway.outbox import Outbox
-from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.scores import scored
 from chutes.gateway.shapes import Usage
+from chutes.gateway.surroundings import Client, Surroundings
 from chutes.gateway.upstream import Instance, UpstreamConnection, hopeless
 from chutes.gateway.waiting import Ticket, Why
 
@@ -42,43 +41,6 @@ MOST_RETRIES: Final = 3
 
 _connecting: set[asyncio.Task[None]] = set()
 """Connections being made: the event loop itself keeps only weak references to tasks."""
-
-
-class Client:
-    """What an exchange asks of the connection that it serves.
-
-    A base, not a `Protocol`: compiled code finds a method of a base by its place, and not by its name.
-    """
-
-    __slots__ = ()
-
-    def pass_on(self, data: bytes) -> None:
-        """Send a part of the answer."""
-        raise NotImplementedError
-
-    def complete(self, data: bytes, keep_alive: bool) -> None:
-        """Send the last part; the exchange is over."""
-        raise NotImplementedError
-
-    def refuse(self, refusal: Refusal) -> None:
-        """Answer with an error; the exchange is over and the client has got no byte of it."""
-        raise NotImplementedError
-
-    def break_off(self) -> None:
-        """Break the connection; the exchange is over."""
-        raise NotImplementedError
-
-
-class Surroundings:
-    """What an exchange shares with all others of the worker."""
-
-    def __init__(self, quota: Quota, send: Callable[[wire.FromWorker], None]) -> None:
-        self.quota = quota
-        self.meter = Meter(send)
-        self.report: Callable[[wire.UpstreamLost | wire.Wake], None] = send
-        self.outbox = Outbox()
-        self.tick = 0
-        """Seconds since the start, as the sweep counts them; what bounds on time are measured in."""
 
 
 @contextmanager
