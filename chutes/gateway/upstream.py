@@ -69,6 +69,15 @@ class UpstreamConnection:
         else:  # an answer to no question; the next question must not get it
             self.transport.abort()
 
+    def eof_received(self) -> bool:
+        return False  # whoever answers no more gets no more
+
+    def pause_writing(self) -> None:
+        """A body that the engine does not read yet: it is in memory already, and `max_body` bounds it."""
+
+    def resume_writing(self) -> None:
+        pass
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self.exchange is not None:
             self.exchange.lost(exc)
