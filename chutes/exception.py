@@ -110,6 +110,10 @@ class EngineEnvironmentError(ChutesError):
     """An engine's virtual environment cannot be made or used."""
 
 
+class ContainerError(ChutesError):
+    """No container engine works here, or one could not build or find an image."""
+
+
 class EngineFailed(ChutesError):
     """A model server did not start, or ended by itself."""
 
