@@ -21,6 +21,8 @@ from chutes.exception import NotConfigured
 
 USERNAME_PATTERN = re.compile(r"^[a-zA-Z0-9_]{3,15}$")  # the published platform's rule
 
+CONTAINERS = ("auto", "docker", "podman", "none")
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -51,6 +53,9 @@ KNOBS: dict[str, Knob] = {
         "CHUTES_METRICS_PORT", "metrics", "port", "0", "loopback port without keys; 0: none"
     ),
     "otel_endpoint": Knob("CHUTES_OTEL_ENDPOINT", "metrics", "otel_endpoint", "", "where spans are sent"),
+    "containers": Knob(
+        "CHUTES_CONTAINERS", "serve", "containers", "auto", "docker, podman or none, for authors' images"
+    ),
     "profiles": Knob("CHUTES_HARDWARE_PROFILES", "paths", "hardware_profiles", "", "hardware_profiles.yaml"),
 }
 
@@ -75,6 +80,7 @@ class Config:
     metrics_port: int = 0
     otel_endpoint: str = ""
     no_auth: bool = False
+    containers: str = "auto"
 
     @property
     def engines(self) -> Path:
@@ -121,6 +127,7 @@ class Config:
             "metrics_port": str(self.metrics_port),
             "otel_endpoint": self.otel_endpoint,
             "no_auth": str(int(self.no_auth)),
+            "containers": self.containers,
         }
         return {KNOBS[name].env: value for name, value in values.items() if value}
 
@@ -180,6 +187,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         metrics_port=number("metrics_port", 0, 65535),
         otel_endpoint=text("otel_endpoint"),
         no_auth=bool(number("no_auth", 0, 1)),
+        containers=text("containers"),
     )
     check(config)
     return config
@@ -187,6 +195,11 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
 
 def check(config: Config) -> None:
     """What must hold between settings. Raises NotConfigured."""
+    if config.containers not in CONTAINERS:
+        raise NotConfigured(
+            f"{KNOBS['containers'].env} must be one of {', '.join(CONTAINERS)}, not {config.containers!r}.",
+            f"Set {KNOBS['containers'].env}, or leave it out.",
+        )
     if config.no_auth and not is_loopback(config.host):
         raise NotConfigured(
             f"Without keys the gateway may only listen on this machine, not on {config.host}.",

@@ -111,7 +111,13 @@ class EngineEnvironmentError(ChutesError):
 
 
 class ContainerError(ChutesError):
-    """No container engine works here, or one could not build or find an image."""
+    """No container engine works here, or the one that does lacks what it needs."""
+
+
+class BuildFailed(ContainerError):
+    """An image could not be built or fetched; trying again changes nothing."""
+
+    status = 400
 
 
 class EngineFailed(ChutesError):

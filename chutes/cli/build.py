@@ -26,19 +26,18 @@ def build(ref: str, *, dockerfile: bool, engine: str, force: bool, as_json: bool
     if dockerfile:
         output.say(str(image))
         return
-    context = gather(image.added)
-    asyncio.run(_build(image, context, engine, force, as_json))
+    asyncio.run(_build(image, engine, force, as_json))
 
 
-async def _build(image: Image, context: Context, engine: str, force: bool, as_json: bool) -> None:
+async def _build(image: Image, engine: str, force: bool, as_json: bool) -> None:
     program = await containers.find(engine)
     found = None if force else await containers.built(program, image)
     if found is not None:
         output.note(f"{found.reference} is there and unchanged (--force builds it all the same).")
     else:
-        _tell(context)
-        output.note(f"Building {containers.tag_of(image)} with {program.name} …")
-        found = await containers.build(program, image, lambda line: output.note(f"  {line}"), context)
+        _tell(gather(image.added))
+        output.note(f"Building {containers.tag_of(image.reference)} with {program.name} …")
+        found = await containers.build(program, image, lambda line: output.note(f"  {line}"))
     if as_json:
         output.document(
             {"image": found.reference, "id": found.id, "digest": found.digest, "engine": program.name}

@@ -1,19 +1,24 @@
-"""The process outside of a container: stands under the minder in its place.
+"""A Python interpreter that is in a container: called as one is called, it runs `docker run` (or podman's).
 
-It runs `docker run` (or podman's), gives the container its environment variables through standard input, and
-holds that input open. Whatever ends this process closes it, and the container ends itself
-(`inside/lifeline.py`). What even that does not reach, because the container hangs, is removed by its name,
-which stands in a file of the instance's directory: `process.sweep` finds it after any death of ours.
+So an instance, and a job, is started in a container with the very command line that starts it without. Stands
+under the minder, and is three things to the container:
+
+- its input. Environment variables go in through it, and it is held open: whatever ends this process closes
+  it, and the container ends itself (`inside/lifeline.py`).
+- its name, written into the instance's directory: what even that does not reach, because the container hangs,
+  is removed by it. `process.sweep` looks there, after any death of ours.
+- its exit status.
 
 Run as a script with `python -I -S`, standard library only, for the same reason as the minder.
 
-    contained.py --pass NAME,NAME --name NAME -- PROGRAM run ... --name NAME ...
+    contained.py SETTINGS.json ARGUMENTS OF PYTHON ...
 """
 
-import argparse
 import contextlib
+import hashlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -25,15 +30,53 @@ NOTE = "container.json"
 REMOVE_SECONDS = 60.0
 REMOVE_TRIES = 3  # an engine that is itself just cleaning up after the container refuses for a moment
 
+GPUS = "CUDA_VISIBLE_DEVICES"
+# Inside, devices are counted anew from 0.
+NOT_PASSED = (GPUS, "CUDA_DEVICE_ORDER")
+
+
+def fingerprint(value):
+    """Of an environment variable's value, to be told again without being kept."""
+    return hashlib.sha256(value.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def passed(environ, host):
+    """The variables that are for the container: those that the machine has too, with that value, are not."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in NOT_PASSED and host.get(name) != fingerprint(value)
+    }
+
+
+def command(settings, environ, place, name, arguments):
+    """The command line of the container engine. It holds no variable's value: `ps` shows it to everybody."""
+    gpus = [number for number in environ.get(GPUS, "").split(",") if number]
+    if settings["engine"] == "podman":
+        devices = [f"--device=nvidia.com/gpu={number}" for number in gpus]
+    else:
+        # Docker reads the value as a line of CSV: the quotes keep the numbers in one field.
+        devices = [f'--gpus="device={",".join(gpus)}"'] if gpus else []
+    return [
+        *settings["run"],
+        f"--name={name}",
+        *devices,
+        # At the same path inside: so paths in arguments and variables hold on both sides.
+        f"--volume={place}:{place}",
+        f"--workdir={place}",
+        *settings["image"],
+        *arguments,
+    ]
+
 
 def remove_noted(place):
     """Remove the container that an instance's directory tells of, if it tells of one."""
     note = Path(place, NOTE)
     with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
-        command = json.loads(note.read_text())
+        remove = json.loads(note.read_text())
         for _ in range(REMOVE_TRIES):
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=REMOVE_SECONDS, check=False
+                remove, stdin=subprocess.DEVNULL, capture_output=True, timeout=REMOVE_SECONDS, check=False
             )
             if done.returncode == 0 or b"no such container" in done.stderr.lower():
                 break
@@ -42,28 +85,28 @@ def remove_noted(place):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--pass", dest="names", default="")
-    parser.add_argument("--name", required=True)
-    parser.add_argument("command", nargs=argparse.REMAINDER)
-    options = parser.parse_args()
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
-
-    variables = {name: os.environ[name] for name in options.names.split(",") if name in os.environ}
-    remove = [command[0], "rm", "--force", options.name]
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    place = Path.cwd()
+    # The image's own user writes here. Above it is a directory that no other user of the machine can enter.
+    with contextlib.suppress(OSError):
+        place.chmod(0o777)
+    name = f"chutes-{place.name}-{secrets.token_hex(4)}"
     # Before the container is there: who is killed between the two leaves a name that nobody bears.
     note = Path(f"{NOTE}.new")
-    note.write_text(json.dumps(remove))
+    note.write_text(json.dumps([settings["run"][0], "rm", "--force", name]))
     note.replace(NOTE)
-    container = subprocess.Popen(command, stdin=subprocess.PIPE)
+    container = subprocess.Popen(
+        command(settings, os.environ, place, name, sys.argv[2:]), stdin=subprocess.PIPE
+    )
     lifeline = container.stdin
     assert lifeline is not None
     signal.signal(signal.SIGTERM, lambda *_: lifeline.close())
+    variables = {**settings["variables"], **passed(os.environ, settings["host"])}
     with contextlib.suppress(OSError, ValueError):  # it ended, or we were told to, before it heard this
         lifeline.write(json.dumps(variables).encode() + b"\n")
         lifeline.flush()
     code = container.wait()
-    remove_noted(".")
+    remove_noted(place)
     return code if code >= 0 else 128 - code
 
 

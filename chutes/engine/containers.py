@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import os
+import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from chutes.config import Config
 from chutes.engine import command, contained, wheel
-from chutes.exception import ContainerError
+from chutes.exception import BuildFailed, ContainerError
 from chutes.image import Image
-from chutes.image.context import Context, gather
+from chutes.image.context import Context, added_by, gather
 
 PROGRAMS = ("docker", "podman", "buildah")
 RUNNERS = ("docker", "podman")
-"""buildah builds and has no notion of a running container with a name."""
+"""buildah builds; it has no running containers with names."""
 
 DIGEST = "chutes.digest"
 """Label: of what an image was made."""
@@ -65,31 +69,6 @@ class Built:
     """Who runs in it; empty: root."""
 
 
-@dataclass(frozen=True)
-class Mount:
-    """A directory of this machine, at the same path inside: so paths in arguments hold on both sides."""
-
-    path: Path
-    writable: bool = False
-    at: str = ""
-    """Another path inside."""
-
-
-@dataclass(frozen=True)
-class Container:
-    """One container that is about to be run."""
-
-    name: str
-    image: str
-    command: Sequence[str]
-    home: Path
-    workdir: Path
-    gpus: Sequence[int] = ()
-    mounts: Sequence[Mount] = ()
-    variables: Sequence[str] = field(default=())
-    """Names of environment variables that it gets; values stand in the environment of who starts it."""
-
-
 async def find(wanted: str = "", *, to_run: bool = False) -> Program:
     """The first container engine that works, in the order docker, podman, buildah.
 
@@ -128,9 +107,10 @@ async def _problem(name: str, path: str) -> str:
     return ""
 
 
-def tag_of(image: Image) -> str:
-    """The name under which an author's image is kept; builders take small letters only."""
-    return f"chutes/{image.username}/{image.name}".lower() + f":{image.tag}"
+def tag_of(reference: str) -> str:
+    """The name under which an author's image `username/name:tag` is kept; builders take small letters."""
+    name, _, tag = reference.rpartition(":")
+    return f"chutes/{name.lower()}:{tag}"
 
 
 def build_command(
@@ -146,23 +126,28 @@ def build_command(
     ]
 
 
-async def build(program: Program, image: Image, on_line: OnLine, context: Context | None = None) -> Built:
+async def build(program: Program, image: Image, on_line: OnLine) -> Built:
     """Build an author's image, with the files that it adds and no others.
 
     Raises:
-        ContainerError: the build failed; its last lines were given to `on_line`.
+        ContainerError: the build failed; its lines were given to `on_line`.
     """
-    context = gather(image.added) if context is None else context
-    digest = context.digest(str(image))
+    context = await asyncio.to_thread(gather, image.added)
+    return await build_text(program, tag_of(image.reference), str(image), context, on_line)
+
+
+async def build_text(program: Program, tag: str, text: str, context: Context, on_line: OnLine) -> Built:
+    """The same of a Dockerfile's text and the files that it adds."""
+    digest = await asyncio.to_thread(context.digest, text)
     with tempfile.TemporaryDirectory(prefix="chutes-build-") as made:
         (place := Path(made) / "context").mkdir()
         await asyncio.to_thread(context.write, place)
-        return await _build(program, tag_of(image), f"{image}\n", place, digest, on_line)
+        return await _build(program, tag, f"{text}\n", place, digest, on_line)
 
 
 async def built(program: Program, image: Image) -> Built | None:
     """The author's image, if it is there and was made of what the image says now."""
-    found = await inspect(program, tag_of(image))
+    found = await inspect(program, tag_of(image.reference))
     digest = await asyncio.to_thread(lambda: gather(image.added).digest(str(image)))
     return found if found is not None and found.digest == digest else None
 
@@ -213,8 +198,8 @@ async def with_chutes(program: Program, reference: str, on_line: OnLine) -> Buil
             return there
         try:
             return await _build(program, tag, text, place, digest, on_line)
-        except ContainerError as error:
-            raise ContainerError(
+        except BuildFailed as error:
+            raise BuildFailed(
                 error.message,
                 "The image's python3 installs chutes: it must be 3.11 or newer and have pip. Add "
                 '.with_python("3.12.7") to the Image, or start from an image that has it.',
@@ -258,38 +243,91 @@ def _failed(what: str, failure: command.CommandFailed) -> ContainerError:
     )
 
 
-def run_command(program: Program, container: Container) -> list[str]:
-    """The command line of an instance in a container: to be started as an engine is, under a minder.
+def settings(
+    program: Program, image: str, home: Path, cache: Path, host: Mapping[str, str]
+) -> dict[str, object]:
+    """What `contained` needs to know to be the interpreter in `image`. The container shares the machine's
+    network, so that an instance is reached on its loopback port.
 
-    Its working directory must be the instance's place. The container shares the machine's network, so that
-    the instance is reached on its loopback port, and ends with whoever started it (see `contained`).
+    Args:
+        cache: a directory for downloaded models, /cache inside as on the published platform.
+        host: environment variables of this machine, which are none of the container's.
     """
-    home = [f"--label={HOME}={container.home}"]
-    shown = [
-        f"--volume={mount.path}:{mount.at or mount.path}{'' if mount.writable else ':ro'}"
-        for mount in container.mounts
-    ]
-    return [
-        *(sys.executable, "-I", "-S", contained.__file__, "--pass", ",".join(container.variables)),
-        *("--name", container.name, "--", program.path, "run", "--rm", "--interactive", "--network=host"),
-        *("--pull=never", f"--name={container.name}", *home, f"--shm-size={SHARED_MEMORY}"),
-        *_gpus(program, container.gpus),
-        # The author's own files are mounted: relabelling them for SELinux would change them for everybody.
-        *(["--security-opt=label=disable"] if program.name == "podman" else []),
-        *(*shown, f"--workdir={container.workdir}", "--entrypoint=python3", container.image),
-        *(f"{INSIDE}/{LIFELINE.name}", f"{ENDING_SECONDS:g}", *container.command),
-    ]
+    return {
+        "engine": program.name,
+        "run": [
+            *(program.path, "run", "--rm", "--interactive", "--network=host", "--pull=never"),
+            *(f"--label={HOME}={home}", f"--shm-size={SHARED_MEMORY}", f"--volume={cache}:/cache"),
+            # Relabelling what is mounted for SELinux would change it for everybody else.
+            *(["--security-opt=label=disable"] if program.name == "podman" else []),
+        ],
+        "image": [
+            *("--entrypoint=python3", image, f"{INSIDE}/{LIFELINE.name}", f"{ENDING_SECONDS:g}", "python3")
+        ],
+        "variables": {"HF_HOME": "/cache", "CIVITAI_HOME": "/cache/civitai"},
+        "host": {name: contained.fingerprint(value) for name, value in host.items()},
+    }
 
 
-def _gpus(program: Program, gpus: Sequence[int]) -> list[str]:
-    if not gpus:
-        return []
-    if program.name == "podman":
-        return [f"--device=nvidia.com/gpu={number}" for number in gpus]
-    # Docker reads the value as a line of CSV: the quotes keep the numbers in one field.
-    return [f'--gpus="device={",".join(map(str, gpus))}"']
+async def interpreter(
+    dockerfile: str, reference: str, files: Path, uid: str, config: Config, on_line: OnLine
+) -> Path | None:
+    """A program that is called like a Python and is one, in the container that a chute's image describes.
+
+    Args:
+        dockerfile: the text of the chute's `Image`; empty where an image is only named.
+        reference: `username/name:tag`, or the name of an image that exists.
+        files: where the files are that the Dockerfile adds.
+        uid: of the chute: what it downloads is kept under it.
+
+    Returns:
+        None where no container engine works, or none is wanted: something else must do.
+
+    Raises:
+        ContainerError: the image could not be built, fetched, or given chutes.
+    """
+    if config.containers == "none" or not reference:
+        return None
+    try:
+        program = await find("" if config.containers == "auto" else config.containers, to_run=True)
+    except ContainerError:
+        if config.containers == "auto":
+            return None
+        raise
+    if dockerfile:
+        reference = (await _author_image(program, dockerfile, tag_of(reference), files, on_line)).reference
+    image = await with_chutes(program, reference, on_line)
+    cache = config.cache / "containers" / uid
+    await asyncio.to_thread(_make_cache, cache)
+    told = settings(program, image.id, config.home, cache, command.inherited())
+    # Named by all that is in it: another image is another program, and a running one keeps its own.
+    text = json.dumps(told, indent=2)
+    place = config.engines / f"container-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return await asyncio.to_thread(_write_interpreter, place, text)
 
 
-def passed(variables: Mapping[str, str]) -> list[str]:
-    """Names of what goes into a container: a device list would count its devices anew."""
-    return sorted(name for name in variables if name not in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"))
+async def _author_image(program: Program, text: str, tag: str, files: Path, on_line: OnLine) -> Built:
+    context = await asyncio.to_thread(lambda: gather(added_by(text, files)))
+    digest = await asyncio.to_thread(context.digest, text)
+    found = await inspect(program, tag)
+    if found is not None and found.digest == digest:
+        return found
+    return await build_text(program, tag, text, context, on_line)
+
+
+def _make_cache(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    path.chmod(0o777)  # whoever the image's user is; nobody else of the machine gets past the parent
+
+
+def _write_interpreter(place: Path, text: str) -> Path:
+    program, told = place / "bin" / "python", place / "settings.json"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    script = ["exec", sys.executable, "-I", "-S", contained.__file__, str(told)]
+    for path, content in ((told, text), (program, f'#!/bin/sh\n{shlex.join(script)} "$@"\n')):
+        new = path.with_name(f"{path.name}.{os.getpid()}")  # another instance may just be reading it
+        new.write_text(content)
+        new.chmod(0o700)
+        new.replace(path)
+    return program

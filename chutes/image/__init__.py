@@ -17,7 +17,7 @@ from typing import Literal
 
 from chutes.exception import InvalidSpec
 from chutes.image import dockerfile
-from chutes.image.context import Added
+from chutes.image.context import Added, escaped
 from chutes.util.context import is_remote
 from chutes.util.rule import RuleBrokenError
 
@@ -111,6 +111,11 @@ class Image:
     def added(self) -> list[Added]:
         """Local files and directories that its Dockerfile copies."""
         return list(self._added)
+
+    @property
+    def local_files(self) -> list[tuple[Path, str]]:
+        """The same as pairs of build directory and path below it."""
+        return [(added.root, source) for added in self._added for source in added.sources]
 
     @property
     def context_files(self) -> list[str]:
@@ -287,7 +292,7 @@ class Image:
             dest += "/"  # builders refuse several sources otherwise
         # ADD unpacks archives and fetches URLs; for anything else COPY is the same and promises less.
         verb = "ADD" if url or any(_is_archive(root / one) for one in sources) else "COPY"
-        names = sources if url else [_literal(one) for one in sources]
+        names = sources if url else [escaped(one) for one in sources]
         line = " ".join([verb, *options, dockerfile.words(*names, dest)])
         return self._add("add", f"{source} {dest}", line)
 
@@ -300,11 +305,6 @@ def _is_archive(path: Path) -> bool:
     import tarfile  # not for everyone who imports chutes
 
     return path.is_file() and (path.name.endswith(_ZSTD) or tarfile.is_tarfile(path))
-
-
-def _literal(name: str) -> str:
-    """A file's own name where builders take patterns and variables."""
-    return re.sub(r"[\[*?]", r"[\g<0>]", name).replace("$", "\\$")
 
 
 def _packages(packages: str | Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ file, a password file is not sent because it happened to be there, and equal fil
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -57,12 +58,13 @@ class Context:
         return sum(path.lstat().st_size for path in self.files.values())
 
     def digest(self, dockerfile: str) -> str:
-        """SHA-256 of a Dockerfile and of every name, mode and content here: equal for an equal image."""
+        """SHA-256 of a Dockerfile and of every name, kind and content here: equal for an equal image."""
         whole = hashlib.sha256(dockerfile.encode())
         for name, path in self.files.items():
             status = path.lstat()
             link = stat.S_ISLNK(status.st_mode)
-            whole.update(f"\0{name}\0{'link' if link else oct(status.st_mode & 0o777)}\0".encode())
+            kind = "link" if link else "program" if status.st_mode & 0o100 else "file"
+            whole.update(f"\0{name}\0{kind}\0".encode())
             if link:
                 whole.update(str(path.readlink()).encode())
             else:
@@ -76,6 +78,8 @@ class Context:
             target = directory / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target, follow_symlinks=False)
+            if not target.is_symlink():
+                target.chmod(0o755 if os.access(path, os.X_OK) else 0o644)  # the umask is nobody's business
         for folder, _, names in os.walk(directory, topdown=False):
             for name in (*names, ""):
                 os.utime(Path(folder) / name, (_WHEN, _WHEN), follow_symlinks=False)
@@ -99,6 +103,36 @@ def gather(added: Sequence[Added]) -> Context:
                         "Rename one, or call add() with one build_dir for both.",
                     )
     return Context(dict(sorted(files.items())), sorted(set(left_out) - files.keys()))
+
+
+def added_by(dockerfile: str, root: Path) -> list[Added]:
+    """What a Dockerfile of ours adds from `root`: what `Image.added` was when it was written."""
+    found: list[Added] = []
+    for line in dockerfile.split("\n"):
+        verb, _, rest = line.partition(" ")
+        if verb not in ("COPY", "ADD"):
+            continue
+        options = re.match(r"(--\S+ )*", rest)
+        assert options is not None  # it matches nothing, too
+        text = rest[options.end() :]
+        words = json.loads(text) if text.startswith("[") else text.split(" ")
+        sources = [
+            unescaped(word) for word in words[:-1] if "://" not in word and not word.startswith("git@")
+        ]
+        excluded = re.findall(r"--exclude=(\S+)", options[0])
+        if sources:
+            found.append(Added(root.resolve(), tuple(sources), tuple(excluded)))
+    return found
+
+
+def escaped(name: str) -> str:
+    """A file's own name, where builders take patterns and variables."""
+    return re.sub(r"[\[*?]", r"[\g<0>]", name).replace("$", "\\$")
+
+
+def unescaped(word: str) -> str:
+    """The name that `escaped` was given."""
+    return re.sub(r"\[([\[*?])\]", r"\1", word.replace("\\$", "$"))
 
 
 def _below(one: Added, source: str, ignored: _Ignored, left_out: list[str]) -> Iterator[tuple[str, Path]]:
