@@ -236,10 +236,11 @@ async def _build(program: Program, tag: str, text: str, context: Path, digest: s
     return found
 
 
-def _failed(what: str, failure: command.CommandFailed) -> ContainerError:
+def _failed(what: str, failure: command.CommandFailed) -> BuildFailed:
     last = failure.lines[-1].strip() if failure.lines else ""
-    return ContainerError(
-        f"{what} ({failure.reason}){': ' + last if last else ''}", "Mend the step that failed."
+    return BuildFailed(
+        f"{what} ({failure.reason}){': ' + last if last else ''}",
+        "Mend the step that failed; CHUTES_CONTAINERS=none does without containers.",
     )
 
 
