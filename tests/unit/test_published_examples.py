@@ -82,8 +82,8 @@ def test_a_published_chute_loads_without_what_its_instances_need(name):
 def test_a_published_chute_is_planned(name, capsys):
     engine = need(template_of(name))
     told = dry_run(f"{name}:chute", capsys)
-    assert told["plan"]["engine"] == engine
-    assert told["spec"]["username"] == "someone"
+    assert told["draft"]["plan"]["engine"] == engine
+    assert told["draft"]["spec"]["username"] == "someone"
 
 
 @pytest.mark.parametrize("template", STARTERS)
@@ -95,8 +95,8 @@ def test_what_init_writes_is_planned(template, tmp_path, monkeypatch, capsys):
     assert "chutes deploy my_chute:chute" in written.err
     engine = need(template)
     told = dry_run("my_chute:chute", capsys)
-    assert told["plan"]["engine"] == engine
-    assert told["spec"]["username"] == "tester"
+    assert told["draft"]["plan"]["engine"] == engine
+    assert told["draft"]["spec"]["username"] == "tester"
 
 
 @pytest.mark.parametrize("template", STARTERS)
