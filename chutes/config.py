@@ -45,6 +45,9 @@ KNOBS: dict[str, Knob] = {
     "port": Knob("CHUTES_PORT", "serve", "port", "8000", "port the gateway listens on"),
     "workers": Knob("CHUTES_WORKERS", "serve", "workers", "", "gateway processes; default: one per 4 cores"),
     "no_auth": Knob("CHUTES_NO_AUTH", "serve", "no_auth", "0", "1: no keys, on a loopback address only"),
+    "containers": Knob(
+        "CHUTES_CONTAINERS", "serve", "containers", "auto", "docker, podman or none, for authors' images"
+    ),
     "max_body_mib": Knob("CHUTES_MAX_BODY_MIB", "serve", "max_body_mib", "32", "largest request body"),
     "usage_days": Knob("CHUTES_USAGE_DAYS", "usage", "days", "30", "days that single requests are kept"),
     "usage_rows": Knob("CHUTES_USAGE_ROWS", "usage", "rows", "2000000", "single requests kept at most"),
@@ -53,9 +56,6 @@ KNOBS: dict[str, Knob] = {
         "CHUTES_METRICS_PORT", "metrics", "port", "0", "loopback port without keys; 0: none"
     ),
     "otel_endpoint": Knob("CHUTES_OTEL_ENDPOINT", "metrics", "otel_endpoint", "", "where spans are sent"),
-    "containers": Knob(
-        "CHUTES_CONTAINERS", "serve", "containers", "auto", "docker, podman or none, for authors' images"
-    ),
     "profiles": Knob("CHUTES_HARDWARE_PROFILES", "paths", "hardware_profiles", "", "hardware_profiles.yaml"),
 }
 
@@ -74,13 +74,13 @@ class Config:
     workers: int
     max_body_bytes: int
     profiles: Path | None
+    containers: str = "auto"
     usage_days: int = 30
     usage_rows: int = 2_000_000
     access_log: bool = True
     metrics_port: int = 0
     otel_endpoint: str = ""
     no_auth: bool = False
-    containers: str = "auto"
 
     @property
     def engines(self) -> Path:
@@ -119,6 +119,7 @@ class Config:
             "host": self.host,
             "port": str(self.port),
             "workers": str(self.workers),
+            "containers": self.containers,
             "max_body_mib": str(self.max_body_bytes >> 20),
             "profiles": str(self.profiles or ""),
             "usage_days": str(self.usage_days),
@@ -127,7 +128,6 @@ class Config:
             "metrics_port": str(self.metrics_port),
             "otel_endpoint": self.otel_endpoint,
             "no_auth": str(int(self.no_auth)),
-            "containers": self.containers,
         }
         return {KNOBS[name].env: value for name, value in values.items() if value}
 
@@ -179,6 +179,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         host=text("host"),
         port=number("port", 1, 65535),
         workers=number("workers", 1, 64) if text("workers") else default_workers(os.cpu_count() or 1),
+        containers=text("containers"),
         max_body_bytes=number("max_body_mib", 1, 1024) << 20,
         profiles=Path(profiles).expanduser().absolute() if profiles else None,
         usage_days=number("usage_days", 1, 3660),
@@ -187,7 +188,6 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         metrics_port=number("metrics_port", 0, 65535),
         otel_endpoint=text("otel_endpoint"),
         no_auth=bool(number("no_auth", 0, 1)),
-        containers=text("containers"),
     )
     check(config)
     return config

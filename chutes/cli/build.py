@@ -30,7 +30,7 @@ def build(ref: str, *, dockerfile: bool, engine: str, force: bool, as_json: bool
 
 
 async def _build(image: Image, engine: str, force: bool, as_json: bool) -> None:
-    program = await containers.find(engine)
+    program = containers.find(engine)
     found = None if force else await containers.built(program, image)
     if found is not None:
         output.note(f"{found.reference} is there and unchanged (--force builds it all the same).")

@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ PROBE_SECONDS = 20.0  # docker's client takes 10 s to give up on a daemon that t
 ENDING_SECONDS = 22.0  # as long as an engine has to finish what it has, and less than the minder's grace
 SHARED_MEMORY = "16g"  # what the published platform gives; PyTorch's workers pass tensors through it
 INSIDE = "/opt/chutes"
+INTERPRETER = "container-"
 LIFELINE = Path(__file__).parent / "inside" / "lifeline.py"
 
 OnLine = Callable[[str], None]
@@ -69,7 +71,7 @@ class Built:
     """Who runs in it; empty: root."""
 
 
-async def find(wanted: str = "", *, to_run: bool = False) -> Program:
+def find(wanted: str = "", *, to_run: bool = False) -> Program:
     """The first container engine that works, in the order docker, podman, buildah.
 
     Args:
@@ -86,7 +88,7 @@ async def find(wanted: str = "", *, to_run: bool = False) -> Program:
             raise ContainerError(f"{name!r} is not a container engine.", f"Use {', '.join(PROGRAMS)}.")
         if (path := shutil.which(name)) is None:
             said.append(f"{name} is not installed")
-        elif problem := await _problem(name, path):
+        elif problem := _problem(name, path):
             said.append(f"{name} does not work: {problem}")
         else:
             return Program(name, path)
@@ -97,14 +99,48 @@ async def find(wanted: str = "", *, to_run: bool = False) -> Program:
     )
 
 
-async def _problem(name: str, path: str) -> str:
+def _problem(name: str, path: str) -> str:
     # Docker's client prints its own half and then fails for want of the daemon; the others are the engine.
     asked = ["version", "--format", "{{.Server.Version}}"] if name == "docker" else ["info"]
     try:
-        await command.run([path, *asked], timeout=PROBE_SECONDS)
-    except command.CommandFailed as failure:
-        return failure.lines[-1].strip().partition(". ")[0].rstrip(".") if failure.lines else failure.reason
-    return ""
+        done = subprocess.run(
+            [path, *asked],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+            env=command.inherited(),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {PROBE_SECONDS:.0f} s"
+    except OSError as error:
+        return str(error.strerror)
+    lines = done.stdout.strip().splitlines() or [f"exit code {done.returncode}"]
+    return lines[-1].strip().partition(". ")[0].rstrip(".") if done.returncode else ""
+
+
+def chosen(config: Config) -> Program | None:
+    """What authors' images are run with here; None where nothing works, or nothing is wanted. Blocking.
+
+    Raises:
+        ContainerError: the one that was asked for by name does not work.
+    """
+    if config.containers == "none":
+        return None
+    try:
+        return find("" if config.containers == "auto" else config.containers, to_run=True)
+    except ContainerError:
+        if config.containers == "auto":
+            return None
+        raise
+
+
+def is_interpreter(python: Path) -> bool:
+    """Whether it is one of `interpreter`'s: then the image is honoured in full."""
+    return python.parents[1].name.startswith(INTERPRETER)
 
 
 def tag_of(reference: str) -> str:
@@ -287,14 +323,9 @@ async def interpreter(
     Raises:
         ContainerError: the image could not be built, fetched, or given chutes.
     """
-    if config.containers == "none" or not reference:
+    program = await asyncio.to_thread(chosen, config) if reference else None
+    if program is None:
         return None
-    try:
-        program = await find("" if config.containers == "auto" else config.containers, to_run=True)
-    except ContainerError:
-        if config.containers == "auto":
-            return None
-        raise
     if dockerfile:
         reference = (await _author_image(program, dockerfile, tag_of(reference), files, on_line)).reference
     image = await with_chutes(program, reference, on_line)
@@ -303,7 +334,7 @@ async def interpreter(
     told = settings(program, image.id, config.home, cache, command.inherited())
     # Named by all that is in it: another image is another program, and a running one keeps its own.
     text = json.dumps(told, indent=2)
-    place = config.engines / f"container-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    place = config.engines / f"{INTERPRETER}{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     return await asyncio.to_thread(_write_interpreter, place, text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -137,11 +138,11 @@ class TestBuild:
 def test_a_client_whose_daemon_comes_back_is_one_again(docker):
     (docker / "daemon").write_text("down")
     with pytest.raises(ContainerError, match="No container engine works"):
-        asyncio.run(containers.find())
+        containers.find()
     (docker / "daemon").unlink()
-    assert asyncio.run(containers.find()).name == "docker"
+    assert containers.find().name == "docker"
     with pytest.raises(ContainerError, match="not a container engine"):
-        asyncio.run(containers.find("rkt"))
+        containers.find("rkt")
 
 
 def test_files_that_a_dockerfile_adds_are_found_again_in_its_text(tmp_path):
@@ -206,6 +207,7 @@ class TestInstance:
             str(image), image.reference, place, "uid", settings.load(), lambda line: None
         )
         assert python is not None
+        assert containers.is_interpreter(python)
         log = place.parent / "log"
         variables = {"SECRET": "s3cret\nlines", "CUDA_VISIBLE_DEVICES": "3"}
         process = await EngineProcess.start(
@@ -263,26 +265,26 @@ class TestInstance:
         elif victim == "at once":
             await process.stop(at_once=True)
         else:
-            outside = [
-                p for p in psutil.Process().children(recursive=True) if "lifeline" not in str(p.cmdline())
-            ]
-            for one in outside:
-                if one.pid != pid:
-                    one.kill()
+            self.kill_outside(pid)
         assert await self.gone(pid)
 
-    async def test_one_that_will_not_end_is_removed_by_its_name(self, docker, place):
+    def kill_outside(self, pid: int) -> None:
+        """Everything of ours but the container: minder, interpreter, the engine's client."""
+        for one in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if one.pid != pid and "lifeline" not in str(one.cmdline()):
+                    one.kill()
+
+    async def test_one_that_hangs_is_removed_by_its_name(self, docker, place):
         process = await self.started(place, self.WAIT.format("signal.signal(15, signal.SIG_IGN)"))
         pid = self.pid(place)
         (container,) = (docker / "containers").iterdir()
-        # Its mark is taken away, as where the container's processes are another user's.
-        os.kill(int(container.read_text()), signal.SIGSTOP)
-        for one in psutil.Process().children(recursive=True):
-            if one.pid != pid and "lifeline" not in str(one.cmdline()):
-                one.kill()
-        sweep(place_of(settings.load().home))  # a new platform's first act
+        os.kill(int(container.read_text()), signal.SIGSTOP)  # it does not hear that its input is over
+        self.kill_outside(pid)
+        await asyncio.to_thread(sweep, place_of(settings.load().home))  # a new platform's first act
         assert await self.gone(pid)
         assert list((docker / "containers").iterdir()) == []
+        assert [call["command"] for call in calls(docker, "rm")] == [["rm", "--force", container.name]]
         await process.wait()
 
     async def test_an_image_that_cannot_be_had_is_said_once_and_for_all(self, docker, place):
