@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -26,15 +27,7 @@ def write(directory: Path) -> Path:
     Raises:
         ContainerError: it has no metadata, so that nobody knows what it needs.
     """
-    try:
-        described = metadata.distribution("chutes").read_text("METADATA")
-    except metadata.PackageNotFoundError:
-        described = None
-    if not described:
-        raise ContainerError(
-            "chutes is not installed here, only imported: its requirements are not known.",
-            "Install it: `pip install -e .` in its checkout.",
-        )
+    described = _metadata()
     version = chutes.__version__
     info = f"chutes-{version}.dist-info"
     contents = {name: path.read_bytes() for name, path in _sources().items()}
@@ -53,6 +46,25 @@ def write(directory: Path) -> Path:
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
             archive.writestr(entry, content)
     return path
+
+
+def _metadata() -> str:
+    project = Path(chutes.__file__).parents[1] / "pyproject.toml"
+    if project.is_file():  # a checkout: what was installed once may know nothing of a new requirement
+        told = tomllib.loads(project.read_text())["project"]
+        lines = [f"Requires-Dist: {requirement}" for requirement in told["dependencies"]]
+        head = ["Metadata-Version: 2.1", "Name: chutes", f"Version: {chutes.__version__}"]
+        return "\n".join([*head, f"Requires-Python: {told['requires-python']}", *lines, ""])
+    try:
+        described = metadata.distribution("chutes").read_text("METADATA")
+    except metadata.PackageNotFoundError:
+        described = None
+    if not described:
+        raise ContainerError(
+            "chutes is not installed here, only imported: its requirements are not known.",
+            "Install it: `pip install chutes`, or `pip install -e .` in its checkout.",
+        )
+    return described
 
 
 def _sources() -> dict[str, Path]:

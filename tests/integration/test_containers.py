@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -166,7 +167,9 @@ def test_the_wheel_is_the_running_code(tmp_path):
     for name in ("chutes/engine/containers.py", "templates/vllm_chute.py", "hardware_profiles.yaml"):
         assert (target / name).read_bytes() == (ROOT / name).read_bytes()
     with zipfile.ZipFile(path) as archive:
-        assert "Requires-Dist: fastapi" in archive.read("chutes-0.1.0.dist-info/METADATA").decode()
+        described = archive.read("chutes-0.1.0.dist-info/METADATA").decode()
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert [line[15:] for line in described.splitlines() if line.startswith("Requires-Dist: ")] == wanted
 
 
 @pytest.mark.parametrize(
