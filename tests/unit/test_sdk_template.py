@@ -205,6 +205,8 @@ def test_our_template_reads_its_environment(monkeypatch):
     assert spec.engine is not None
     assert spec.engine.model_dump() == {
         "name": "vllm",
+        "task": "generate",
+        "options": {},
         "model": "org/other",
         "revision": "b" * 40,
         "args": ["--max-model-len", "4096"],

@@ -104,7 +104,7 @@ def build_vllm_chute(
     Raises:
         InvalidSpec: engine_args cannot be read or sets what the platform owns (a `ValueError`).
     """
-    name, model = _name_and_model(model_name)
+    name, model = name_and_model(model_name)
     args = split(engine_args)
     chute = Chute(
         username=username,
@@ -204,7 +204,7 @@ def build_vllm_chute(
     )
 
 
-def _name_and_model(model_name: str) -> tuple[str, str]:
+def name_and_model(model_name: str) -> tuple[str, str]:
     if not isinstance(model_name, str) or not model_name.strip():
         raise InvalidSpec(f"model_name={model_name!r} is empty.", "Give a hub id such as 'Qwen/Qwen3-8B'.")
     if model_name.startswith(("/", "./", "../", "~", "file://")):
