@@ -31,8 +31,11 @@ REMOVE_SECONDS = 60.0
 REMOVE_TRIES = 3  # an engine that is itself just cleaning up after the container refuses for a moment
 
 GPUS = "CUDA_VISIBLE_DEVICES"
+MOUNTS = "CHUTES_MOUNTS"
+"""Environment variable: directories beside the working one that are needed inside, as PATH lists them."""
+
 # Inside, devices are counted anew from 0.
-NOT_PASSED = (GPUS, "CUDA_DEVICE_ORDER")
+NOT_PASSED = (GPUS, "CUDA_DEVICE_ORDER", MOUNTS)
 
 
 def fingerprint(value):
@@ -49,6 +52,20 @@ def passed(environ, host):
     }
 
 
+def mounts(environ):
+    """The directories that MOUNTS names."""
+    return [Path(path) for path in environ.get(MOUNTS, "").split(os.pathsep) if path]
+
+
+def let_in(place):
+    """Let the image's own user write in a directory and in those in it, and nobody else of this machine."""
+    with contextlib.suppress(OSError):
+        place.parent.chmod(0o700)
+        for path in (place, *place.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o777)
+
+
 def command(settings, environ, place, name, arguments):
     """The command line of the container engine. It holds no variable's value: `ps` shows it to everybody."""
     gpus = [number for number in environ.get(GPUS, "").split(",") if number]
@@ -62,7 +79,7 @@ def command(settings, environ, place, name, arguments):
         f"--name={name}",
         *devices,
         # At the same path inside: so paths in arguments and variables hold on both sides.
-        f"--volume={place}:{place}",
+        *(f"--volume={path}:{path}" for path in (place, *mounts(environ))),
         f"--workdir={place}",
         *settings["image"],
         *arguments,
@@ -87,9 +104,8 @@ def remove_noted(place):
 def main():
     settings = json.loads(Path(sys.argv[1]).read_text())
     place = Path.cwd()
-    # The image's own user writes here. Above it is a directory that no other user of the machine can enter.
-    with contextlib.suppress(OSError):
-        place.chmod(0o777)
+    for path in (place, *mounts(os.environ)):
+        let_in(path)
     name = f"chutes-{place.name}-{secrets.token_hex(4)}"
     # Before the container is there: who is killed between the two leaves a name that nobody bears.
     note = Path(f"{NOTE}.new")

@@ -13,6 +13,7 @@ import textwrap
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -204,6 +205,8 @@ class TestInstance:
     def place(self, docker, project):
         return place_of(settings.load().home, "abc")
 
+    more: ClassVar[dict[str, str]] = {}
+
     async def started(self, place: Path, code: str) -> EngineProcess:
         image = Image("someone", "greeter", "1").from_base("base:1").run_command("pip install six")
         python = await containers.interpreter(
@@ -212,7 +215,7 @@ class TestInstance:
         assert python is not None
         assert containers.is_interpreter(python)
         log = place.parent / "log"
-        variables = {"SECRET": "s3cret\nlines", "CUDA_VISIBLE_DEVICES": "3"}
+        variables = {"SECRET": "s3cret\nlines", "CUDA_VISIBLE_DEVICES": "3", **self.more}
         process = await EngineProcess.start(
             [str(python), "-c", textwrap.dedent(code)], {**inherited(), **variables}, log, place
         )
@@ -243,12 +246,18 @@ class TestInstance:
 
     async def test_it_runs_gets_its_variables_and_ends(self, docker, place, monkeypatch):
         monkeypatch.setenv("EDITOR", "the-host's")
+        (beside := place.parents[2] / "job" / "1" / "output").mkdir(parents=True)
+        monkeypatch.setattr(self, "more", {"CHUTES_MOUNTS": str(beside.parent)}, raising=False)
         process = await self.started(place, self.WAIT.format(""))
         said = tail(process.log, 4000)
         assert f"'s3cret\\nlines' /cache None {place}" in said
         (ran,) = calls(docker, "run")
         assert "s3cret" not in json.dumps(ran["command"])
         assert [word for word in ran["command"] if word.startswith("--gpus")] == ['--gpus="device=3"']
+        assert f"--volume={beside.parent}:{beside.parent}" in ran["command"]
+        # The image's own user may write there, and no other user of the machine can get there.
+        modes = [path.stat().st_mode & 0o777 for path in (beside, beside.parent, beside.parents[1])]
+        assert modes == [0o777, 0o777, 0o700]
         await process.stop()
         assert await self.gone(self.pid(place))
         assert list((docker / "containers").iterdir()) == []
