@@ -21,6 +21,8 @@ from chutes.exception import NotConfigured
 
 USERNAME_PATTERN = re.compile(r"^[a-zA-Z0-9_]{3,15}$")  # the published platform's rule
 
+CONTAINERS = ("auto", "docker", "podman", "none")
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -43,6 +45,9 @@ KNOBS: dict[str, Knob] = {
     "port": Knob("CHUTES_PORT", "serve", "port", "8000", "port the gateway listens on"),
     "workers": Knob("CHUTES_WORKERS", "serve", "workers", "", "gateway processes; default: one per 4 cores"),
     "no_auth": Knob("CHUTES_NO_AUTH", "serve", "no_auth", "0", "1: no keys, on a loopback address only"),
+    "containers": Knob(
+        "CHUTES_CONTAINERS", "serve", "containers", "auto", "docker, podman or none, for authors' images"
+    ),
     "max_body_mib": Knob("CHUTES_MAX_BODY_MIB", "serve", "max_body_mib", "32", "largest request body"),
     "usage_days": Knob("CHUTES_USAGE_DAYS", "usage", "days", "30", "days that single requests are kept"),
     "usage_rows": Knob("CHUTES_USAGE_ROWS", "usage", "rows", "2000000", "single requests kept at most"),
@@ -51,6 +56,9 @@ KNOBS: dict[str, Knob] = {
         "CHUTES_METRICS_PORT", "metrics", "port", "0", "loopback port without keys; 0: none"
     ),
     "otel_endpoint": Knob("CHUTES_OTEL_ENDPOINT", "metrics", "otel_endpoint", "", "where spans are sent"),
+    "startup_seconds": Knob(
+        "CHUTES_STARTUP_SECONDS", "serve", "startup_seconds", "1800", "for a chute's own startup hooks"
+    ),
     "profiles": Knob("CHUTES_HARDWARE_PROFILES", "paths", "hardware_profiles", "", "hardware_profiles.yaml"),
 }
 
@@ -69,12 +77,24 @@ class Config:
     workers: int
     max_body_bytes: int
     profiles: Path | None
+    containers: str = "auto"
     usage_days: int = 30
     usage_rows: int = 2_000_000
     access_log: bool = True
     metrics_port: int = 0
     otel_endpoint: str = ""
     no_auth: bool = False
+    startup_seconds: int = 1800
+
+    @property
+    def bundles(self) -> Path:
+        """Snapshots of the files of authors' own chutes."""
+        return self.home / "bundles"
+
+    @property
+    def jobs(self) -> Path:
+        """Runs of jobs: one directory each, with record, log and files."""
+        return self.home / "jobs"
 
     @property
     def engines(self) -> Path:
@@ -113,6 +133,7 @@ class Config:
             "host": self.host,
             "port": str(self.port),
             "workers": str(self.workers),
+            "containers": self.containers,
             "max_body_mib": str(self.max_body_bytes >> 20),
             "profiles": str(self.profiles or ""),
             "usage_days": str(self.usage_days),
@@ -121,6 +142,7 @@ class Config:
             "metrics_port": str(self.metrics_port),
             "otel_endpoint": self.otel_endpoint,
             "no_auth": str(int(self.no_auth)),
+            "startup_seconds": str(self.startup_seconds),
         }
         return {KNOBS[name].env: value for name, value in values.items() if value}
 
@@ -172,6 +194,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         host=text("host"),
         port=number("port", 1, 65535),
         workers=number("workers", 1, 64) if text("workers") else default_workers(os.cpu_count() or 1),
+        containers=text("containers"),
         max_body_bytes=number("max_body_mib", 1, 1024) << 20,
         profiles=Path(profiles).expanduser().absolute() if profiles else None,
         usage_days=number("usage_days", 1, 3660),
@@ -180,6 +203,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         metrics_port=number("metrics_port", 0, 65535),
         otel_endpoint=text("otel_endpoint"),
         no_auth=bool(number("no_auth", 0, 1)),
+        startup_seconds=number("startup_seconds", 1, 3500),  # the fleet waits an hour for any engine
     )
     check(config)
     return config
@@ -187,6 +211,11 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
 
 def check(config: Config) -> None:
     """What must hold between settings. Raises NotConfigured."""
+    if config.containers not in CONTAINERS:
+        raise NotConfigured(
+            f"{KNOBS['containers'].env} must be one of {', '.join(CONTAINERS)}, not {config.containers!r}.",
+            f"Set {KNOBS['containers'].env}, or leave it out.",
+        )
     if config.no_auth and not is_loopback(config.host):
         raise NotConfigured(
             f"Without keys the gateway may only listen on this machine, not on {config.host}.",

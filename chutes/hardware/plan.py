@@ -15,9 +15,9 @@ from chutes.chute.node_selector import NodeSelector
 from chutes.exception import ChutesError
 from chutes.hardware import cpu, engine_args, gpu_names, planner, selected
 from chutes.hardware.choice import Choice, Request, layout_of, setting_of
-from chutes.hardware.cpu import ENGINE_BYTES
+from chutes.hardware.cpu import ENGINE_BYTES, TOTAL_TOKENS
 from chutes.hardware.devices import Gpu, Machine
-from chutes.hardware.engine_args import Fixed
+from chutes.hardware.engine_args import FLAGS, Fixed
 from chutes.hardware.memory import weights_per_gpu
 from chutes.hardware.offers import COUNTS, Offer, of_machine
 from chutes.hardware.profiles import Profiles
@@ -206,11 +206,18 @@ def _on_cpu(
             f"free memory; {cache}"
         )
     if choice is None or facts is None:
+        if request.engine == "sglang" and fixed.gpu_memory_utilization is None:
+            # Without a word it takes most of what is free.
+            share = min(0.9, ((weights or 0) + chosen.kv_cache_bytes) / machine.memory_available)
+            chosen.engine_args = [FLAGS["sglang"]["gpu_memory_utilization"], f"{share:.3f}"]
         return chosen
+    flags = FLAGS[request.engine]
     if not choice.fits:
         chosen.problem = f"{choice.reason}."
         longest = choice.estimated_max_model_len
-        shorter = f"Set --max-model-len {longest} in engine_args" if longest else "Take a smaller model"
+        shorter = (
+            f"Set {flags['max_model_len']} {longest} in engine_args" if longest else "Take a smaller model"
+        )
         chosen.fix = f"{shorter}, or free memory."
         return chosen
     if facts.layers_attention:
@@ -220,13 +227,15 @@ def _on_cpu(
         )
     own = facts.max_model_len
     if fixed.max_model_len is None and own is not None and choice.max_model_len < own:
-        chosen.engine_args = ["--max-model-len", str(choice.max_model_len)]
+        chosen.engine_args = [flags["max_model_len"], str(choice.max_model_len)]
         reasons.append(f"the context is cut from {own:,} to {choice.max_model_len:,} tokens, which fit")
     # What was counted is what the engine is told.
     if fixed.max_num_seqs is None:
-        chosen.engine_args += ["--max-num-seqs", str(choice.max_num_seqs)]
+        chosen.engine_args += [flags["max_num_seqs"], str(choice.max_num_seqs)]
     if fixed.max_num_batched_tokens is None:
-        chosen.engine_args += ["--max-num-batched-tokens", str(choice.max_num_batched_tokens)]
+        chosen.engine_args += [flags["max_num_batched_tokens"], str(choice.max_num_batched_tokens)]
+    if request.engine == "sglang" and TOTAL_TOKENS not in fixed.uncounted:
+        chosen.engine_args += [TOTAL_TOKENS, str(choice.kv_cache_tokens)]
     return chosen
 
 
@@ -262,7 +271,7 @@ def _on_gpus(
     suitable: list[Gpu] = []
     refused: list[str] = []
     for gpu in machine.gpus:
-        problem = refusal(gpu, selector, profiles)
+        problem = refuse(gpu, selector, profiles)
         if problem:
             refused.append(f"GPU {gpu.index} ({gpu.name}): {problem}")
         else:
@@ -414,7 +423,7 @@ def _what_would_fit(
     )
 
 
-def refusal(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
+def refuse(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
     """Why this GPU will not do, or an empty string.
 
     The selector's GB are the label's: NVML reports at least that many decimal GB for every card sold.

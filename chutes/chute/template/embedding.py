@@ -13,7 +13,7 @@ from chutes.chute.pack import ChutePack
 from chutes.chute.pooling import get_optimal_pooling_type
 from chutes.chute.spec import EngineSpec
 from chutes.chute.template.engine_args import split
-from chutes.chute.template.vllm import name_and_model
+from chutes.chute.template.text import name_and_model
 from chutes.exception import InvalidSpec
 from chutes.image import Image
 from chutes.image.standard.vllm import VLLM
