@@ -208,9 +208,8 @@ def test_it_draws_what_the_prompt_names(client: openai.OpenAI, tmp_path: Path, c
 
     begun = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
-        for digit, name in enumerate(NAMES):
-            pool.submit(some, digit, name)
-            pool.submit(some, digit, str(digit))
+        said = [(digit, word) for digit, name in enumerate(NAMES) for word in (name, str(digit))]
+        list(pool.map(lambda one: some(*one), said))  # as a list, so that a failure is heard of
     seconds = time.monotonic() - begun
     wanted = [int(path.name[0]) for path in sorted(tmp_path.iterdir())]
     assert len(wanted) == EACH * len(NAMES)

@@ -9,6 +9,7 @@ import hmac
 import io
 import json
 import time
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -157,6 +158,10 @@ class Server:
                 response = JSONResponse(Refused(500, "generation_failed", str(error)).body, 500)
             except Refused as error:
                 response = JSONResponse(error.body, error.status)
+            except Exception:  # a fault of ours: the client hears that, and the log what
+                traceback.print_exc()
+                refusal = Refused(500, "internal_error", "The server failed; its log says why.")
+                response = JSONResponse(refusal.body, 500)
             self.requests[request.url.path, response.status_code] += 1
             return response
 

@@ -7,6 +7,7 @@ every pipeline with the latents, a list of generators draws each picture of a ba
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import struct
@@ -132,6 +133,9 @@ class PipelineArtist:
         self.pipeline = pipeline
         self._takes = inspect.signature(pipeline.__call__).parameters
         self._previews = hasattr(pipeline, "vae")
+        # A copy: a tokenizer sets its padding and then encodes, and one thread's call took away the padding of
+        # another's in 4 of 20,000, which then fails or draws something else.
+        self._counter = copy.deepcopy(getattr(pipeline, "tokenizer", None))
         # Pipelines that pack four latents into one need twice the multiple.
         packed = 2 if hasattr(pipeline, "_unpack_latents") else 1
         factor = max(8, int(getattr(pipeline, "vae_scale_factor", 8)) * packed)
@@ -147,9 +151,8 @@ class PipelineArtist:
         )
 
     def tokens(self, text: str) -> int:
-        """How many tokens the first text encoder reads of a prompt."""
-        tokenizer = getattr(self.pipeline, "tokenizer", None)
-        return len(tokenizer(text, truncation=True).input_ids) if tokenizer is not None else 0
+        """How many tokens the first text encoder reads of a prompt. For another thread than `draw`'s."""
+        return len(self._counter(text, truncation=True).input_ids) if self._counter is not None else 0
 
     def draw(
         self,
