@@ -1,14 +1,14 @@
 """What an answer says, filled into the record of its request as it comes. Pure: bytes and their time in.
 
-An event counts as tokens when it carries text, a thought or a part of a tool call. Empty text counts too, as a
-token may be half a character; but not the chunk that opens a chat with a role and no text.
+An event counts as tokens when it carries text, a thought or a part of a tool call. Empty text counts too: a
+token may be half a character. But not the chunk that opens a chat with a role and no text.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from benchmarks.harness.http1 import BadAnswer
+from benchmarks.harness.http1 import BadAnswer, Response
 from benchmarks.harness.records import Record
 
 MAX_EVENT = 1 << 22
@@ -171,6 +171,13 @@ class Whole:
                 for choice in answer.choices
                 if choice.message and choice.message.content
             ]
+
+
+def reader(response: Response, record: Record, keep_text: bool = False) -> Stream | Whole:
+    """What reads the body of this answer, by its head."""
+    if response.status == 200 and response.content_type.startswith(b"text/event-stream"):
+        return Stream(record, keep_text)
+    return Whole(record, keep_text)
 
 
 def _note_error(record: Record, event: _Event) -> None:

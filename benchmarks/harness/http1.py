@@ -57,6 +57,11 @@ class Response:
             raise BadAnswer("bytes after the end of the answer")
         return data
 
+    @property
+    def empty(self) -> bool:
+        """Not a byte of it has come."""
+        return self._state == _HEAD and not self._buffer
+
     def eof(self) -> bool:
         """The server closed the connection. True: the answer is whole, as one without a length may be."""
         if self._state == _UNTIL_CLOSE:

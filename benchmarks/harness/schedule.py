@@ -31,7 +31,7 @@ class Load(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
     rate: float = 0.0
     """Requests per second on average, of an open loop."""
     burstiness: float = 1.0
-    """Shape of the gamma distribution of gaps, by its name in `vllm bench serve`: 1 is Poisson, less bursts."""
+    """Shape of the gamma distribution of gaps, by its name in `vllm bench serve`: 1 is Poisson."""
     concurrency: int = 0
     """Users of a closed loop."""
     ramp: float = 0.0

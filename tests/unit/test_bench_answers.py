@@ -56,7 +56,7 @@ def whole(body: bytes, status: int = 200) -> bytes:
     )
 
 
-def read(parts: list[bytes], stream: bool = True) -> tuple[http1.Response, Record]:
+def read(parts: list[bytes]) -> tuple[http1.Response, Record]:
     """Parts as they arrive, a second apart, into a record."""
     response, record = http1.Response(), Record(0, "t", 0, 0)
     reader: answers.Stream | answers.Whole | None = None
@@ -64,8 +64,7 @@ def read(parts: list[bytes], stream: bool = True) -> tuple[http1.Response, Recor
         body = response.feed(part)
         if reader is None and response.status >= 200:
             record.status = response.status
-            is_stream = stream and response.status == 200
-            reader = answers.Stream(record) if is_stream else answers.Whole(record)
+            reader = answers.reader(response, record)
         if reader is not None and body:
             reader.feed(body, float(now))
         if response.complete:
@@ -153,7 +152,7 @@ def test_a_completion_of_text_counts_every_choice() -> None:
 
 
 def test_images_are_counted() -> None:
-    _, record = read([whole(b'{"created":1,"data":[{"b64_json":"AAAA"},{"url":"x"},{}]}')], stream=False)
+    _, record = read([whole(b'{"created":1,"data":[{"b64_json":"AAAA"},{"url":"x"},{}]}')])
     assert (record.error, record.images) == ("", 2)
 
 
