@@ -1,4 +1,5 @@
-"""A client process: `python -m benchmarks.harness.client`, told on stdin what to ask, says on stdout what came.
+"""A client process: `python -m benchmarks.harness.client`, told on stdin what to ask, says on stdout
+what came.
 
 It keeps to an absolute schedule. Its wake-ups come from a timerfd, as the timers of event loops are a
 millisecond coarse, and what it is late nevertheless is recorded: with every request, and by a pulse of its

@@ -1,6 +1,6 @@
 """Texts of an exact number of tokens, counted by the model's own tokenizer: here, or by asking the engine.
 
-Words are drawn that are one token each, also behind another word, and every text is counted before it is used.
+Words are drawn that are one token each behind another word, and every text is counted before it is used.
 """
 
 from __future__ import annotations

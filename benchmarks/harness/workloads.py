@@ -1,7 +1,7 @@
 """What is asked. Pure but for reading its files: the same options, seed and salt give the same requests.
 
-Prompts are new in every run unless the salt is given: an engine that has seen a prompt answers from its prefix
-cache, and a second run would measure that. The salt is printed and recorded.
+Prompts are new in every run unless the salt is given: an engine that has seen a prompt answers from its
+prefix cache, and a second run would measure that. The salt is printed and recorded.
 """
 
 from __future__ import annotations
