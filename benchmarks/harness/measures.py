@@ -165,22 +165,42 @@ def measure(
     Args:
         exact: whether the length of answers was forced, so that one token off is wrong.
     """
-    # Any order gives the same figures, as blocks of neighbours are neighbours in time.
-    everyone = sorted(records, key=lambda record: (record.scheduled, record.number, record.target))
-    start, end = window or whole(everyone)
-    inside = [record for record in everyone if start <= record.scheduled <= end]
+    return measure_all(
+        [(records, window)], slo=slo, exact=exact, seed=seed, confidence=confidence, resamples=resamples
+    )
+
+
+def measure_all(
+    repeats: Sequence[tuple[Sequence[Record], tuple[float, float] | None]],
+    *,
+    slo: Slo | None = None,
+    exact: bool = False,
+    seed: int = 0,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+) -> Measures:
+    """The same of several repeats of one load (records and window of each): latencies of all their requests;
+    rates as means of the repeats, with the interval that is between them."""
+    runs: list[tuple[list[Record], float, float]] = []
+    inside: list[Record] = []
+    for records, window in repeats:
+        # Any order of records gives the same figures, as blocks of neighbours are neighbours in time.
+        everyone = sorted(records, key=lambda record: (record.scheduled, record.number, record.target))
+        start, end = window or whole(everyone)
+        runs.append((everyone, start, end))
+        inside += [record for record in everyone if start <= record.scheduled <= end]
     well = [record for record in inside if not record.error]
     good = sum(slo.met_by(record) for record in inside) if slo else 0
     pools = pools_of(well)
     if inside:
         lags = np.array([record.sent - record.scheduled for record in inside])
         pools["lag"] = Pool.of(lags, np.arange(len(inside))), len(inside)
-    rates, totals = _rates(everyone, start, end, slo, confidence)
+    rates, totals = _rates(runs, slo, confidence)
     inputs = [
         (r.cached_tokens, r.input_tokens) for r in well if r.cached_tokens is not None and r.input_tokens
     ]
     return Measures(
-        seconds=end - start,
+        seconds=sum(end - start for _, start, end in runs),
         sent=len(inside),
         completed=len(well),
         failed=len(inside) - len(well),
@@ -191,8 +211,8 @@ def measure(
         errors=dict(Counter(record.error for record in inside if record.error).most_common()),
         checks=check(well, exact=exact),
         cached_share=sum(c for c, _ in inputs) / sum(n for _, n in inputs) if inputs else None,
-        peak_output_tokens=_peak_tokens(everyone),
-        peak_in_flight=int(max(in_flight(everyone)[1], default=0)),
+        peak_output_tokens=max((_peak_tokens(everyone) for everyone, _, _ in runs), default=0.0),
+        peak_in_flight=int(max((max(in_flight(e)[1], default=0) for e, _, _ in runs), default=0)),
     )
 
 
@@ -315,19 +335,27 @@ def arrivals(records: Sequence[Record], slo: Slo | None = None) -> dict[str, tup
 
 
 def _rates(
-    records: Sequence[Record], start: float, end: float, slo: Slo | None, confidence: float
+    runs: Sequence[tuple[list[Record], float, float]], slo: Slo | None, confidence: float
 ) -> tuple[dict[str, Figure], dict[str, int]]:
-    """How much of everything arrived in the window, a second and in all."""
-    if end <= start:
-        return {}, {}
+    """How much of everything arrived in the windows, a second and in all."""
+    runs = [run for run in runs if run[2] > run[1]]
+    seconds = sum(end - start for _, start, end in runs)
+    amounts: dict[str, list[float]] = {}
+    parts: dict[str, Floats] = {}
+    for records, start, end in runs:
+        for name, (at, amount) in arrivals(records, slo).items():
+            inside = (at >= start) & (at <= end)
+            amounts.setdefault(name, []).append(float(amount[inside].sum()))
+            parts[name] = slices(at, amount, start, end)
     rates: dict[str, Figure] = {}
     totals: dict[str, int] = {}
-    for name, (at, amount) in arrivals(records, slo).items():
-        inside = (at >= start) & (at <= end)
-        total = float(amount[inside].sum())
+    for name, each in amounts.items():
+        total = sum(each)
         if not total and name != "goodput":
             continue
-        around = of_blocks(slices(at, amount, start, end), confidence, total / (end - start))
+        lengths = np.array([end - start for _, start, end in runs])
+        blocks = parts[name] if len(runs) == 1 else np.array(each) / lengths
+        around = of_blocks(blocks, confidence, total / seconds)
         rates[name] = Figure(around.value, max(0.0, around.low), around.high)
         totals[name] = round(total)
     return rates, totals

@@ -107,22 +107,18 @@ def truths(predicted: Prediction, measured: list[Measures], samples: list[Sample
 
 
 def memory_used(samples: list[Samples]) -> tuple[float | None, str]:
-    """The most that was seen of the fullest GPU, or else of the engine's processes; and what was looked at."""
-    series = [(name, values) for one in samples for name, values in one.series.items()]
-    for ending, source in (
-        ("_memory_bytes", "of the fullest GPU, whoever used it"),
-        ("engine_memory_bytes", "resident, pages that processes share counted in each"),
-    ):
-        gpu = source.startswith("of the fullest")
-        seen = [
-            value
-            for name, values in series
-            if (name.startswith("gpu") and name.endswith(ending) if gpu else name == ending)
-            for value in values
-            if value is not None
-        ]
-        if seen:
-            return max(seen), source
+    """The most that was seen in bytes, and of what: of the fullest GPU, or else of the engine's processes."""
+    most: dict[str, float] = {}
+    for one in samples:
+        for name, values in one.series.items():
+            seen = [value for value in values if value is not None]
+            if name.endswith("_memory_bytes") and seen:
+                kind = "gpu" if name.startswith("gpu") else "processes"
+                most[kind] = max(most.get(kind, 0.0), *seen)
+    if "gpu" in most:
+        return most["gpu"], "of the fullest GPU, whoever used it"
+    if "processes" in most:
+        return most["processes"], "resident; pages that processes share are counted in each"
     return None, "nobody looked"
 
 
