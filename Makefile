@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 REF    ?= templates.vllm_chute:chute
 
-.PHONY: demo test unit integration e2e lint format bench bench-gateway gpu-smoke clean help
+.PHONY: demo test unit integration e2e lint format bench bench-footprint bench-gateway gpu-smoke clean help
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
@@ -50,7 +50,10 @@ format: .venv/installed
 bench-gateway: .venv/installed ## the gateway beside nginx, vllm-router, LiteLLM; --quick: make bench-gateway ARGS=--quick
 	$(BIN)/python -m benchmarks.gateway $(ARGS)
 
-bench: .venv/installed ## start-up times and idle memory, written to benchmarks/results/
+bench: .venv/installed ## how fast a model is: make bench MODEL=Qwen/Qwen3-8B ARGS="--rate 4"
+	$(BIN)/python -m benchmarks run $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+bench-footprint: .venv/installed ## start-up times and idle memory, written to benchmarks/results/
 	$(BIN)/python -m benchmarks.footprint
 
 gpu-smoke: .venv/installed ## what `chutes doctor` sees, and the tests that need a GPU

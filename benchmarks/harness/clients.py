@@ -25,6 +25,8 @@ PREPARE_SECONDS = 120.0
 """A client that has not read its plan by then has died or hangs."""
 END_SECONDS = 20.0
 """For clients to hand over what they have when they are told to stop."""
+LEAVE_SECONDS = 5.0
+"""For a client to end by itself."""
 
 
 class Outcome(msgspec.Struct):
@@ -117,10 +119,7 @@ async def drive(
             "A client of the benchmark does not answer.", "Is the machine overloaded?"
         ) from None
     finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        await asyncio.gather(*map(_end, processes))
     for frame in frames:
         message = messages.from_client.decode(frame)
         if isinstance(message, Answered):
@@ -170,6 +169,19 @@ async def _listen(
         tell(len(frames))
     if not last or not isinstance(messages.from_client.decode(last), Report):
         raise _died(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """See it out: the end of its input is its word to go; most have gone already."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(LEAVE_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:

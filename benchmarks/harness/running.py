@@ -7,7 +7,6 @@ interrupt ends the phase under way and keeps it.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import signal
 import statistics
@@ -43,7 +42,7 @@ class Wanted(msgspec.Struct, kw_only=True):
 
     model: str = ""
     chute: str = ""
-    targets: list[str] = [targets.GATEWAY]
+    targets: list[str]
     keys: list[str] = []
     verify: bool = True
     wish: Wish = Wish()
@@ -289,11 +288,12 @@ def session(wanted: Wanted, load: Load, command: str) -> Iterator[Session]:
 @contextmanager
 def interruptible(stop: asyncio.Event) -> Iterator[None]:
     """The first Ctrl-C ends the load and keeps what was measured; the second ends everything."""
-    loop = asyncio.get_running_loop()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
     def interrupt() -> None:
-        if stop.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
+        if stop.is_set() and task is not None:
+            task.cancel()
+            return
         stop.set()
         output.note("\nStopping; what was measured is kept. Ctrl-C again ends at once.")
 

@@ -1,8 +1,8 @@
 """Which loads a sweep tries: far enough to see the curve bend, and close where its answers lie. Pure.
 
 Three questions, in this order: where is more asked than is served, what is the highest rate that meets the
-objectives, where is the knee. Every step follows from the points so far, so that a sweep can be cut off and its
-points are still the ones that mattered most.
+objectives, where is the knee. Every step follows from the points so far, so that a sweep can be cut off and
+its points are still the ones that mattered most.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _boundary(points: Sequence[Point], holds: Callable[[Point], bool], precision
 
 
 def _knee(points: Sequence[Point], precision: float) -> float | None:
-    """Closer to where throughput over latency is largest (see `curve.knee`): the wider gap beside it first."""
+    """Closer to where throughput over latency is largest (see `curve.knee`): the wider gap first."""
     best = max(
         range(len(points)), key=lambda place: points[place].throughput / (points[place].latency or 1.0)
     )
