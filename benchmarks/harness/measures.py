@@ -281,6 +281,9 @@ def _distributions(
     shares = np.array(PERCENTILES) / 100
     drawn: dict[tuple[int, int], Any] = {}
     for name, (pool, requests) in pools.items():
+        if name == "itl" and (pool.weights == 1).all():
+            found[name] = found["gap"]  # every event had one token
+            continue
         key = requests, max(requests, len(pool.values))
         if key not in drawn:
             drawn[key] = draws(requests, resamples, seed, key[1])

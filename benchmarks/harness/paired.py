@@ -67,7 +67,8 @@ def paired(result: Result, base: str, other: str, *, name: str = "") -> list[Add
                 pairs.append((x, y))
         if len(pairs) >= LEAST_ROUNDS and not (result.thinned and latency == "gap"):
             found.append(_added(f"{latency}_p{percentile}", pairs, lower=True))
-    if all(turn.apart for turn in rounds):
+    # In an open loop the schedule sets the rate, and both have the same.
+    if all(turn.apart for turn in rounds) and all(phase.load.get("kind") == "closed" for phase in phases):
         for rate in ("requests", "output_tokens"):
             pairs = [(turn.base.rate(rate), turn.other.rate(rate)) for turn in rounds]
             if any(x for x, _ in pairs):

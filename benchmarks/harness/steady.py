@@ -10,6 +10,7 @@ from benchmarks.harness.noise import Floats
 from benchmarks.harness.records import Record
 
 LEAST_REQUESTS = 20  # fewer have no steady state that one could tell
+TREND = 1.2  # standard deviations between the means of both halves: steady growth makes 1.7, a level 0.4
 LOOKS, BATCH = 200, 5  # at the requests under way, in batches as MSER-5 has them
 
 
@@ -40,7 +41,7 @@ def steady_window(records: Sequence[Record]) -> tuple[float, float] | None:
 
     It ends with the last arrival. Where it begins is White's rule (MSER-5, 1997): leave out as much of the
     beginning as makes the mean number of requests under way best known. A queue that grows until the end has
-    its minimum at the bound of one half: more load than can be served has no steady state.
+    its minimum at the bound of one half, or a trend: more load than can be served has no steady state.
     """
     if len(records) < LEAST_REQUESTS:
         return None
@@ -55,6 +56,8 @@ def steady_window(records: Sequence[Record]) -> tuple[float, float] | None:
     rests = [batches[cut:] for cut in range(count // 2 + 1)]
     errors = [float(rest.var()) / len(rest) for rest in rests]
     best = int(np.argmin(errors))
-    if best == count // 2:
+    rest = rests[best]
+    early, late = rest[: len(rest) // 2].mean(), rest[len(rest) // 2 :].mean()
+    if best == count // 2 or late - early > TREND * rest.std():
         return None
     return float(start + (end - start) * best / count), float(end)

@@ -56,7 +56,9 @@ def of_phase(phase: Phase, measures: Measures) -> list[str]:
         and measures.completed
         and not steady_window(phase.records)
     ):
-        found.append("the queue found no level: it grew until the end, or the run was too short to tell")
+        found.append(
+            "the queue found no level: it grew while requests came, so these latencies are of this length of run"
+        )
     return found
 
 

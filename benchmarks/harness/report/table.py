@@ -30,10 +30,18 @@ def text(view: View) -> str:
         lines += [*_added(base, other, added), ""]
     if view.truths:
         lines += [*_truths(view.truths), ""]
-    remarks = [*view.remarks, *(f"{s.name} at {s.target}: {line}" for s in view.shown for line in s.remarks)]
-    if remarks:
+    if remarks := all_remarks(view):
         lines += ["Before believing it:", *(f"  · {line}" for line in remarks)]
     return "\n".join(lines).rstrip()
+
+
+def all_remarks(view: View) -> list[str]:
+    """What is to be said of all, then what of some loads, once for those of which it is the same."""
+    of: dict[str, list[str]] = {}
+    for shown in view.shown:
+        for line in shown.remarks:
+            of.setdefault(line, []).append(f"{shown.name} at {shown.target}")
+    return [*view.remarks, *(f"{', '.join(names)}: {line}" for line, names in of.items())]
 
 
 def head(view: View) -> Iterator[str]:
@@ -46,9 +54,8 @@ def head(view: View) -> Iterator[str]:
     place = result.environment
     yield " · ".join([f"{place.cpu}, {place.cpus} cores", *place.gpus, result.when])
     limits = ", ".join(f"{name.upper()} ≤ {limit:g} ms" for name, limit in result.slo.items())
-    yield " · ".join(
-        [f"seed {result.seed}", *([f"salt {result.salt}"] if result.salt else []), limits]
-    ).rstrip(" ·")
+    salt = f"salt {result.salt}" if result.salt else ""
+    yield " · ".join(said for said in (f"seed {result.seed}", salt, limits) if said)
 
 
 def _one(shown: Shown) -> Iterator[str]:
@@ -67,7 +74,7 @@ def _one(shown: Shown) -> Iterator[str]:
             more = ""
             if name == "goodput" and measures.attainment is not None:
                 more = f"   {measures.attainment:.1%} of requests met their objectives"
-            yield f"{label:20}{found.value:>9,.2f} {interval(found):17}{more}"
+            yield f"{label:20}{number(found.value):>9} {interval(found):17}{more}".rstrip()
     if shown.cost:
         cost = shown.cost
         yield (
@@ -88,11 +95,12 @@ def _latency(label: str, of: Distribution) -> str:
 
 
 def number(value: float) -> str:
-    """Three or four digits that mean something."""
+    """Four digits, which is more than most figures deserve."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞"
     size = abs(value)
-    return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.2f}"
+    digits = 3 - math.floor(math.log10(min(max(size, 1), 1000)))
+    return f"{value:,.{digits}f}"
 
 
 def interval(of: Figure, scale: float = 1.0) -> str:
@@ -170,13 +178,13 @@ def _truths(truths: Sequence[Truth]) -> Iterator[str]:
 
 def comparison(found: Comparison) -> str:
     """Every difference, the verdict last."""
-    lines = [f"{'':44}{'a':>10}{'b':>10}{'change':>10}  99 % interval"]
+    lines = [f"{'':48}{'a':>10}{'b':>10}{'change':>10}  99 % interval"]
     for one in found.differences:
         scale = 1 if one.measure in RATES else 1e3
         bounds = f"[{one.change.low:+.1%}, {one.change.high:+.1%}]"
         label = f"{one.phase} at {one.target}"[:20]
         lines.append(
-            f"{label:21}{measure_name(one.measure):23}{number(one.a * scale):>10}{number(one.b * scale):>10}"
+            f"{label:21}{measure_name(one.measure):27}{number(one.a * scale):>10}{number(one.b * scale):>10}"
             f"{one.change.value:>+10.1%}  {bounds:20} {one.verdict}"
         )
     lines += ["", *(f"  · {line}" for line in found.warnings)] if found.warnings else []
