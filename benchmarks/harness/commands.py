@@ -35,8 +35,8 @@ REGRESSED = 3
 def run(options: argparse.Namespace, command: str) -> int:
     wanted, load = typed.wanted(options), typed.load(options)
     Slo.of(wanted.slo)
-    place = _place(options, wanted.model)
     with session(wanted, load, command) as measuring:
+        place = _place(options, measuring.targets[0].address.model)
         asyncio.run(_run(measuring, load))
         return _leave(measuring, place, load, options)
 
@@ -60,8 +60,8 @@ def sweep(options: argparse.Namespace, command: str) -> int:
         warmup=options.warmup,
         cooldown=options.cooldown,
     )
-    place = _place(options, wanted.model)
     with session(wanted, shape, command) as measuring:
+        place = _place(options, measuring.targets[0].address.model)
         asyncio.run(_sweep(measuring, shape, slo, options))
         return _leave(measuring, place, shape, options)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from chutes import config as settings
 from chutes.cli import client, output
-from chutes.exception import ChutesError, EngineFailed, PlatformUnreachable
+from chutes.exception import ChutesError, EngineFailed, NotFound, PlatformUnreachable
 
 REF = "templates.vllm_chute:chute"
 POLL_SECONDS = 0.5
@@ -114,6 +114,10 @@ def _ready(platform: client.Platform, view: dict[str, Any]) -> Deployed:
         progress.close()
     engine, _, version = view["engine"].partition(" ")
     instance = view["instance"]
+    try:
+        planned = platform.call("GET", f"/chutes/{view['chute_id']}/plan")
+    except NotFound:  # a platform of an earlier version
+        planned = {"plan": None, "engine_args": []}
     return Deployed(
         name=view["name"],
         chute_id=view["chute_id"],
@@ -124,4 +128,6 @@ def _ready(platform: client.Platform, view: dict[str, Any]) -> Deployed:
         port=instance["port"],
         pid=instance["pid"],
         instances=sum(one["phase"] == "ready" for one in view["instances"]),
+        arguments=planned["engine_args"],
+        plan=planned["plan"],
     )

@@ -106,8 +106,6 @@ class Session:
         """
         count = self.wanted.warmup_requests or max(2, min(load.concurrency or 2, 16)) * len(self.targets)
         talks = self._prompts(max(count, len(self.targets)), load)
-        for target in self.targets:
-            targets.check_lengths(target, [ask for talk in talks for ask in talk])
         longest = max((talk[0] for talk in talks), key=lambda ask: len(ask.body))
         output.note(f"Warming up: {len(self.targets)} requests one by one, then {count} together …")
         for target in self.targets:
@@ -240,7 +238,11 @@ class Session:
         """New ones at every call: no phase meets the prompts of another one in a cache."""
         self._made += 1
         salt = f"{self.salt}{self._made:x}"
-        return workloads.build(self.wanted.wish, count, str(self.wanted.seed), salt, self._tokens, lengths)
+        wanted = self.wanted
+        talks = workloads.build(wanted.wish, count, str(wanted.seed), salt, self._tokens, lengths)
+        for target in self.targets:
+            targets.check_lengths(target, (ask for talk in talks for ask in talk))
+        return talks
 
     def _tokenizer(self) -> tokens.Tokens | None:
         wanted = self.wanted

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -196,9 +196,14 @@ def check(target: Target) -> None:
     target.max_model_len = length if isinstance(length, int) else None
 
 
-def check_lengths(target: Target, asks: list[Ask]) -> None:
+class _Limit(msgspec.Struct):
+    max_tokens: int = 0
+
+
+def check_lengths(target: Target, asks: Iterable[Ask]) -> None:
     """Raises UsageError: a request and its answer are longer than the model's context."""
-    longest = max(((a.wanted_input_tokens or 0) + (a.wanted_output_tokens or 0) for a in asks), default=0)
+    limit = msgspec.json.Decoder(_Limit).decode
+    longest = max(((ask.wanted_input_tokens or 0) + limit(ask.body).max_tokens for ask in asks), default=0)
     if target.max_model_len and longest > target.max_model_len:
         raise UsageError(
             f"A prompt and its answer of {longest:,} tokens together do not fit the context of "
