@@ -1,9 +1,9 @@
 """The same engine and workload measured by us and by `vllm bench serve`, in turns: do they say the same?
 
-vLLM's own benchmark is started out of the engine's environment that is here. Both read prompts of the same exact
-lengths, different ones each time, as the second to ask would find the first one's in the prefix cache. Both keep
-the same number of requests under way. vLLM counts latencies from when a request is sent; so do the figures of
-ours that stand beside them.
+vLLM's own benchmark is started out of the engine's environment that is here. Both read prompts of the same
+exact lengths, different ones each time, as the second to ask would find the first one's in the prefix cache.
+Both keep the same number of requests under way. vLLM counts latencies from when a request is sent; so do the
+figures of ours that stand beside them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 
 from benchmarks.harness import environment, measures, targets, tokens
@@ -34,14 +35,17 @@ from chutes.cli import output
 from chutes.exception import ChutesError, UsageError
 
 PROGRAM = """
+from importlib import metadata
+known = metadata.version
+metadata.version = lambda name: "0" if name == "vllm" else known(name)
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 parser = FlexibleArgumentParser()
 add_cli_args(parser)
 main(parser.parse_args())
 """
-"""What `vllm bench serve` does. Its console script asks for the metadata of a package named vllm, and the CPU
-build has another name."""
+"""What `vllm bench serve` does. It asks for the version of a package named vllm; its CPU build has another
+name, at which the console script fails."""
 BENCH_SECONDS = 1800.0
 
 MEASURES = {
@@ -91,7 +95,9 @@ def run(options: argparse.Namespace, command: str) -> int:
         output.say(line)
     if options.output:
         place = msgspec.to_builtins(environment.after(begun))
-        medians = {name: {"ours": a, "vllm": b, "ratio": r._asdict()} for name, (a, b, r) in found.items()}
+        medians = {
+            name: {"ours": a, "vllm": b, "ratio": msgspec.to_builtins(r)} for name, (a, b, r) in found.items()
+        }
         document = {"command": command, "environment": place, "measures": medians, "rounds": rounds}
         replace_file(options.output, json.dumps(document, indent=1).encode() + b"\n")
         output.note(f"written to {options.output}")
@@ -173,8 +179,8 @@ def _theirs(
     wanted = len(prompts) * wish.output_tokens
     if theirs["completed"] != len(prompts) or theirs["total_output_tokens"] != wanted:
         raise ChutesError(
-            f"`vllm bench serve` had {theirs['completed']} answers with {theirs['total_output_tokens']} tokens; "
-            f"{len(prompts)} with {wanted} were asked for."
+            f"`vllm bench serve` had {theirs['completed']} answers with {theirs['total_output_tokens']} "
+            f"tokens; {len(prompts)} with {wanted} were asked for."
         )
     return {key: value for key, value in theirs.items() if not isinstance(value, list)}
 
@@ -201,7 +207,7 @@ def compared(rounds: list[dict[str, Any]]) -> dict[str, tuple[float, float, Figu
     for name, key in MEASURES.items():
         # Ours of the same definition: from when it was sent, which in a closed loop is when its turn came.
         pairs = [(float(one["ours"][key]), float(one["vllm"][key])) for one in rounds]
-        ratios = of_blocks([a / b for a, b in pairs], 0.95)
+        ratios = of_blocks(np.array([a / b for a, b in pairs]), 0.95)
         found[name] = (median([a for a, _ in pairs]), median([b for _, b in pairs]), ratios)
     return found
 
