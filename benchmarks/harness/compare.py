@@ -83,14 +83,17 @@ def compare(a: Result, b: Result, *, anyway: bool = False, seed: int = 0) -> Com
     for point in others.keys() - set(pairs.values()):
         warnings.append(f"only in the second: {_named([point])}")
     found: list[Difference] = []
+    few: list[Point] = []
     for point, other in pairs.items():
         runs = mine[point], others[other]
         if min(map(len, runs)) < LEAST_REPEATS:
-            warnings.append(
-                f"{_named([point])}: fewer than {LEAST_REPEATS} repeats of each, so the intervals know the "
-                "noise within a run only, not that between runs"
-            )
+            few.append(point)
         found += _differences(point, *runs, gaps=not a.thinned, seed=seed)
+    if few:
+        warnings.append(
+            f"fewer than {LEAST_REPEATS} repeats of {_named(few)}: those intervals know the noise within a "
+            "run only, not that between runs"
+        )
     return Comparison(differences=found, warnings=warnings)
 
 

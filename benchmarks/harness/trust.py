@@ -49,16 +49,9 @@ def of_phase(phase: Phase, measures: Measures) -> list[str]:
         found.append(f"{measures.cached_share:.0%} of input tokens came out of the prefix cache")
     if measures.completed < FEW:
         found.append(f"{measures.completed} requests: the 99th percentile is the slowest one, or nearly")
-    rate = phase.load.get("rate")
-    if (
-        phase.load.get("kind") != "closed"
-        and rate
-        and measures.completed
-        and not steady_window(phase.records)
-    ):
-        found.append(
-            "the queue found no level: it grew while requests came, so these latencies are of this length of run"
-        )
+    enough = len(phase.records) >= FEW and phase.load.get("kind") != "closed"
+    if enough and steady_window(phase.records) is None:
+        found.append("the queue grew as long as requests came: a longer run would have longer latencies")
     return found
 
 
