@@ -58,6 +58,10 @@ def parser(program: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     for one in (compare, check):
         one.add_argument("--anyway", action="store_true", help="although different things were asked")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too")
+    baseline = command("baseline", commands.baseline, "a result without samples and times of tokens, to keep")
+    baseline.add_argument("result", type=Path)
+    baseline.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     show = command("report", commands.show, "table and pictures of a result that was written before")
     show.add_argument("result", type=Path)
     show.add_argument("--no-pictures", action="store_true", help="the table only")

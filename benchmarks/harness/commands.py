@@ -21,7 +21,7 @@ from benchmarks.harness.measures import Slo, measure, summary
 from benchmarks.harness.report import table
 from benchmarks.harness.report.view import View, view
 from benchmarks.harness.running import Session, document, interruptible, session
-from benchmarks.harness.runs import by_target
+from benchmarks.harness.runs import by_target, thin
 from benchmarks.harness.schedule import Load
 from chutes.cli import output
 from chutes.exception import UsageError
@@ -116,6 +116,12 @@ def compare_results(options: argparse.Namespace, command: str) -> int:
     del command
     found = compare(results.read(options.a), results.read(options.b), anyway=options.anyway)
     output.say(table.comparison(found))
+    if options.html:
+        from benchmarks.harness.report import html
+
+        title = f"{options.a.stem} and {options.b.stem}"
+        results.replace_file(options.html, html.comparison(found, title).encode())
+        output.note(f"written to {options.html}")
     return 0
 
 
@@ -134,6 +140,14 @@ def check(options: argparse.Namespace, command: str) -> int:
     return REGRESSED if worse else 0
 
 
+def baseline(options: argparse.Namespace, command: str) -> int:
+    """A result small enough for a repository."""
+    del command
+    results.write(thin(results.read(options.result)), options.output)
+    output.note(f"written to {options.output}")
+    return 0
+
+
 def show(options: argparse.Namespace, command: str) -> int:
     """The report of a result that was written before."""
     del command
@@ -147,7 +161,12 @@ def show(options: argparse.Namespace, command: str) -> int:
 
 def _pictures(shown: View, place: Path) -> None:
     """PNG and HTML beside the result."""
-    return  # filled in with the report
+    from benchmarks.harness.report import html, plots  # a second of imports that the table does not need
+
+    picture, page = place.with_suffix(".png"), place.with_suffix(".html")
+    plots.picture(shown, picture)
+    html.write(shown, page)
+    output.note(f"pictures in {picture}, all of it in {page}")
 
 
 def _announce(measuring: Session) -> None:
