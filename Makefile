@@ -56,9 +56,10 @@ bench: .venv/installed ## how fast a model is: make bench MODEL=Qwen/Qwen3-8B AR
 bench-footprint: .venv/installed ## start-up times and idle memory, written to benchmarks/results/
 	$(BIN)/python -m benchmarks.footprint
 
-gpu-smoke: .venv/installed ## what `chutes doctor` sees, and the tests that need a GPU
+gpu-smoke: .venv/installed ## on a GPU machine: detects, plans, deploys, asks, measures, reports
 	$(BIN)/chutes doctor
 	$(BIN)/pytest tests/gpu
+	$(BIN)/python -m benchmarks.gpu_smoke $(ARGS)
 
 clean: ## remove what was made here; ~/.chutes stays
 	rm -rf .venv .cache .pytest_cache .ruff_cache

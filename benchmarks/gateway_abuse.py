@@ -242,7 +242,7 @@ def key_timing(attack: Attack) -> Finding:
     return Finding(
         f"{len(times['near'])} guesses that share all but a letter with a key, as many that share nothing",
         f"{near:.2f} and {far:.2f} µs (mean of the faster half), {score:.1f} standard errors apart",
-        abs(near - far) < 2,
+        abs(near - far) < 2 or score < 4,  # on a busy machine chance alone makes more than 2 µs
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from benchmarks.harness.measures import Slo
-from benchmarks.harness.noise import Figure, Pool, draws, mann_whitney, resampled_quantiles, welch
+from benchmarks.harness.noise import Figure, Floats, draws, mann_whitney, resampled_quantiles, welch
 from benchmarks.harness.result import Result
 from benchmarks.harness.runs import CONFIDENCE, LATENCIES, RATES, Point, Run, Verdict, by_point, thin, verdict
 from chutes.exception import UsageError
@@ -154,6 +155,7 @@ def _differences(
     point: Point, a: Sequence[Run], b: Sequence[Run], *, gaps: bool, seed: int
 ) -> Iterator[Difference]:
     repeats = min(len(a), len(b)) >= LEAST_REPEATS
+    drawn = functools.cache(functools.partial(_resampled, seed=seed))
     for latency, percentile in LATENCIES:
         if latency == "gap" and not gaps:
             continue
@@ -161,7 +163,7 @@ def _differences(
             _between([run.percentile(latency, percentile) for run in a],
                      [run.percentile(latency, percentile) for run in b])
             if repeats
-            else _within(a[0], b[0], latency, percentile, seed)
+            else _within(a[0], b[0], latency, percentile, drawn)
         )  # fmt: skip
         if found is not None:
             yield _difference(point, f"{latency}_p{percentile}", *found, lower=True)
@@ -189,6 +191,7 @@ def _difference(
     )
 
 
+_Drawn = Callable[[Run, str, str], dict[int, Floats]]
 Found = tuple[float, float, Figure, str]
 """a, b, change, method."""
 
@@ -214,13 +217,13 @@ def _sliced(a: Run, b: Run, rate: str) -> Found | None:
     return a.rate(rate), b.rate(rate), found[2], found[3]
 
 
-def _within(a: Run, b: Run, latency: str, percentile: int, seed: int) -> Found | None:
+def _within(a: Run, b: Run, latency: str, percentile: int, drawn: _Drawn) -> Found | None:
     """From requests drawn again within one run of each."""
     mine, others = a.pool(latency), b.pool(latency)
     was, now = a.percentile(latency, percentile), b.percentile(latency, percentile)
     if mine is None or others is None or not was or now is None:
         return None
-    x, y = _resampled(*mine, percentile, seed), _resampled(*others, percentile, seed + 1)
+    x, y = drawn(a, latency, "a")[percentile], drawn(b, latency, "b")[percentile]
     least = min(len(x), len(y))
     ratios = y[:least] / x[:least] - 1
     tail = (1 - CONFIDENCE) / 2
@@ -233,6 +236,12 @@ def _within(a: Run, b: Run, latency: str, percentile: int, seed: int) -> Found |
     return was, now, change, "requests"
 
 
-def _resampled(pool: Pool, requests: int, percentile: int, seed: int) -> Any:
-    drawn = draws(requests, RESAMPLES, seed, len(pool.values))
-    return resampled_quantiles(pool, drawn, np.array([percentile / 100]))[:, 0]
+def _resampled(run: Run, latency: str, side: str, *, seed: int) -> dict[int, Floats]:
+    """By percentile, as both come out of one search."""
+    found = run.pool(latency)
+    assert found is not None
+    pool, requests = found
+    percentiles = sorted({percentile for _, percentile in LATENCIES})
+    drawn = draws(requests, RESAMPLES, seed + (side == "b"), len(pool.values))
+    around = resampled_quantiles(pool, drawn, np.array(percentiles) / 100)
+    return dict(zip(percentiles, around.T, strict=True))

@@ -32,7 +32,7 @@ Point = tuple[str, str]
 """Name of a load, name of a target."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """Requests of one phase to one target, those of its window, in order of their time."""
 

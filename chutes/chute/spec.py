@@ -22,12 +22,16 @@ class EngineSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Literal["vllm"]
+    name: Literal["vllm", "sglang", "diffusers"]
+    task: Literal["generate", "embed", "image"] = "generate"
+    """What it is asked to do; decides which of its paths there are and what it is asked first."""
     model: str
     """Hub id, local directory, or the name of weights that a package ships."""
     revision: str | None = None
     args: list[str] = Field(default_factory=list)
     """Command-line arguments for the engine, as the author gave them, already split."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """What an author sets for an engine of our own that has no command line of its own; JSON."""
 
 
 class CordSpec(BaseModel):
@@ -81,6 +85,8 @@ class ChuteSpec(BaseModel):
     """The reference it was loaded from, e.g. `templates.vllm_chute:chute`."""
     code: str = ""
     """Source text of the chute file."""
+    bundle: str = ""
+    """SHA-256 of the snapshot of the files that the chute's code needs; empty: it needs none."""
 
     @field_serializer("node_selector")
     def _only_what_was_set(self, selector: NodeSelector) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from chutes.chute.spec import ChuteSpec, require_revision
 from chutes.cli import client, output
 from chutes.control.deploying import Draft, check_arguments, draft
 from chutes.control.views import ChuteView, DeployView, InstanceView
-from chutes.engine import vllm
+from chutes.engine import registry
+from chutes.engine.contract import Endpoint, Start
 from chutes.engine.lifecycle import Phase
 from chutes.exception import ChutesError, EngineFailed
 
@@ -160,10 +161,10 @@ def _describe(worked_out: Draft, tell: Callable[[str], None] = output.note) -> N
     spec, chosen = worked_out.spec, worked_out.plan
     lines: list[tuple[str, str]] = [
         ("chute", f"{spec.name} ({spec.uid})"),
-        ("weights", worked_out.source.note),
+        *([("weights", worked_out.source.note)] if worked_out.source else []),
         ("engine", f"{chosen.engine} {chosen.engine_version} on {chosen.accelerator}"),
     ]
-    if worked_out.source.revision:
+    if worked_out.source and worked_out.source.revision:
         lines.append(("revision", worked_out.source.revision))
     lines += [("because", reason) for reason in chosen.reasons]
     lines += [("note", text) for text in worked_out.notes]
@@ -190,16 +191,19 @@ def _describe(worked_out: Draft, tell: Callable[[str], None] = output.note) -> N
 def _command(worked_out: Draft) -> list[str]:
     from pathlib import Path
 
-    spec, chosen = worked_out.spec, worked_out.plan
-    args = [*chosen.engine_args, *(spec.engine.args if spec.engine else [])]
-    space = vllm.variables(chosen.accelerator, "", chosen.kv_cache_bytes, args).get(KV_SPACE)
-    return [f"{KV_SPACE}={space}"] * bool(space) + vllm.command(
+    spec, source = worked_out.spec, worked_out.source
+    engine = registry.of(worked_out.plan.engine)
+    start = Start(
+        spec,
+        worked_out.plan,
         Path("python"),
-        Path(f"<{worked_out.source.location}>"),
-        [spec.name, spec.uid],
-        args + vllm.defaults(chosen.accelerator, args, chosen.tensor_parallel_size),
-        0,
+        Path(f"<{source.location}>") if source else None,
+        (spec.name, spec.uid),
+        Endpoint("127.0.0.1", 0, ""),
+        Path("<instance>"),
     )
+    space = engine.variables(start).get(KV_SPACE)
+    return [f"{KV_SPACE}={space}"] * bool(space) + engine.command(start)
 
 
 def _invite(platform: client.Platform, view: ChuteView) -> None:

@@ -12,9 +12,7 @@ from pydantic import BaseModel
 from chutes.chute.spec import ChuteSpec
 from chutes.config import Config
 from chutes.control.reconcile import Deployment
-from chutes.engine import families, vllm
-from chutes.engine.environment import is_installed
-from chutes.engine.release import find
+from chutes.engine import families, registry
 from chutes.exception import InvalidSpec, ModelError
 from chutes.hardware import devices, gpu_names, plan, profiles
 from chutes.image.standard.vllm import VLLM
@@ -29,7 +27,8 @@ class Draft(BaseModel):
     """A deployment worked out and not yet made: what `deploy` prints before it asks."""
 
     spec: ChuteSpec
-    source: ModelSource
+    source: ModelSource | None
+    """None for a chute without a model."""
     facts: ModelFacts | None = None
     plan: plan.Plan
     version: str
@@ -164,11 +163,7 @@ async def check_arguments(worked_out: Draft, config: Config) -> None:
     Raises:
         InvalidSpec: in the engine's own words.
     """
-    chosen, engine = worked_out.plan, worked_out.spec.engine
-    release = find(chosen.engine, chosen.accelerator, chosen.engine_version)
-    environment = is_installed(release, config.engines)
-    if environment is not None and engine is not None:
-        await vllm.check_arguments(environment, engine.args, config.cache / "arguments")
+    await registry.of(worked_out.plan.engine).judge(worked_out.spec, worked_out.plan, config)
 
 
 # Where it was loaded from, what is said about it, and how it scales: none of it is in a running instance, so
@@ -184,7 +179,7 @@ _NOT_IN_AN_INSTANCE = {
 }
 
 
-def version_of(spec: ChuteSpec, source: ModelSource, chosen: plan.Plan) -> str:
+def version_of(spec: ChuteSpec, source: ModelSource | None, chosen: plan.Plan) -> str:
     """A UUID that changes with anything that a running instance was made from.
 
     The published platform counts only code and image, so that a changed node selector alone is refused
@@ -192,7 +187,7 @@ def version_of(spec: ChuteSpec, source: ModelSource, chosen: plan.Plan) -> str:
     """
     made_of: dict[str, Any] = {
         "spec": spec.model_dump(mode="json", exclude=_NOT_IN_AN_INSTANCE),
-        "source": source.model_dump(mode="json"),
+        "source": source.model_dump(mode="json") if source else None,
         "plan": chosen.model_dump(mode="json", include={"accelerator", "engine", "engine_version"}),
     }
     if chosen.accelerator == "cuda":  # on a CPU they follow the memory that is free just now

@@ -19,9 +19,10 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from chutes.chute.spec import ChuteSpec
+from chutes.engine.contract import Endpoint
 from chutes.engine.diagnosis import Reason
 from chutes.engine.lifecycle import Phase, may_follow
-from chutes.fleet.base import Endpoint, Report
+from chutes.fleet.base import Report
 from chutes.hardware.plan import Plan
 from chutes.model.source import ModelSource
 
@@ -41,7 +42,8 @@ class Deployment(BaseModel, frozen=True):
     """One version of a chute that should run."""
 
     spec: ChuteSpec
-    source: ModelSource
+    source: ModelSource | None
+    """None for a chute without a model."""
     plan: Plan
     version: str
     created: float

@@ -17,15 +17,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from chutes.engine import command as helper
-from chutes.engine.environment import INSIDE, Environment, exclusive
-from chutes.exception import EngineEnvironmentError, InvalidSpec, ModelError
-
-Progress = Callable[[str, int, int], None]
-"""(what is being done, done, total) in bytes; total 0 means unknown"""
+from chutes.engine.contract import Endpoint, Progress, Released, Start
+from chutes.engine.environment import INSIDE, exclusive
+from chutes.engine.process import ask
+from chutes.engine.release import EngineRelease
+from chutes.exception import EngineEnvironmentError, EngineFailed, InvalidSpec, ModelError
 
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
 
@@ -36,6 +36,8 @@ CONVERT_SECONDS = 3600.0  # 60 s for 135 M parameters on a busy machine; GGUF fi
 DRAIN_SECONDS = 20  # less than the grace that a stop gives the process before it is killed
 
 GIB = 1 << 30
+
+WARM_SECONDS = 300.0  # enough for a cold start of torch's kernels on a slow CPU
 
 # What the platform itself decides. An author's value would make the instance unreachable or unguarded.
 RESERVED = {
@@ -178,7 +180,7 @@ def given(args: Sequence[str]) -> set[str]:
     return flags
 
 
-async def check_arguments(environment: Environment, args: Sequence[str], cache_dir: Path) -> None:
+async def check_arguments(python: Path, release: EngineRelease, args: Sequence[str], cache_dir: Path) -> None:
     """Have the engine's parser judge `args`, in its environment; verdicts are kept in `cache_dir`.
 
     Raises:
@@ -194,15 +196,12 @@ async def check_arguments(environment: Environment, args: Sequence[str], cache_d
         return
     script = INSIDE / "check_vllm_arguments.py"
     key = hashlib.sha256(
-        json.dumps(
-            [environment.release.id, environment.release.requirements.read_text(), list(args)]
-        ).encode()
-        + script.read_bytes()
+        json.dumps([release.id, release.requirements.read_text(), list(args)]).encode() + script.read_bytes()
     )
-    kept = cache_dir / f"{environment.release.id}-{key.hexdigest()[:32]}.json"
+    kept = cache_dir / f"{release.id}-{key.hexdigest()[:32]}.json"
     verdict = _read_verdict(kept)
     if verdict is None:
-        verdict = await _judge(environment, script, args)
+        verdict = await _judge(python, release, script, args)
         with contextlib.suppress(OSError):  # not kept: the next check costs its seconds again, no more
             cache_dir.mkdir(parents=True, exist_ok=True)
             written = kept.with_suffix(f".{os.getpid()}")
@@ -211,7 +210,7 @@ async def check_arguments(environment: Environment, args: Sequence[str], cache_d
     if not verdict["ok"]:
         fixes = [f"Did you mean {near} instead of {flag}?" for flag, near in verdict["suggestions"]]
         raise InvalidSpec(
-            f"{environment.release.id} refuses engine_args: {verdict['message']}",
+            f"{release.id} refuses engine_args: {verdict['message']}",
             " ".join(fixes) or "Mend engine_args in the chute file.",
         )
 
@@ -226,19 +225,18 @@ def _read_verdict(path: Path) -> dict | None:
     )
 
 
-async def _judge(environment: Environment, script: Path, args: Sequence[str]) -> dict:
-    accelerator = environment.release.accelerator
+async def _judge(python: Path, release: EngineRelease, script: Path, args: Sequence[str]) -> dict:
     try:
         lines = await helper.run(
-            [environment.python, script, "--", *args],
-            variables=variables(accelerator, api_key=""),
+            [python, script, "--", *args],
+            variables=variables(release.accelerator, api_key=""),
             timeout=CHECK_SECONDS,
         )
     except helper.CommandFailed as failure:
         last = "\n".join("  " + line[:300] for line in failure.lines[-8:])
         raise EngineEnvironmentError(
-            f"The arguments for {environment.release.id} could not be checked ({failure.reason}).\n{last}",
-            f"`chutes engines remove {environment.release.id}`; the next start makes it again.",
+            f"The arguments for {release.id} could not be checked ({failure.reason}).\n{last}",
+            f"`chutes engines remove {release.id}`; the next start makes it again.",
         ) from None
     for line in reversed(lines):  # libraries may speak after the verdict, while they unload
         with contextlib.suppress(ValueError):
@@ -246,12 +244,12 @@ async def _judge(environment: Environment, script: Path, args: Sequence[str]) ->
             if isinstance(verdict, dict) and "ok" in verdict:
                 return verdict
     raise EngineEnvironmentError(
-        f"The arguments for {environment.release.id} could not be checked: no verdict came.",
-        f"`chutes engines remove {environment.release.id}`; the next start makes it again.",
+        f"The arguments for {release.id} could not be checked: no verdict came.",
+        f"`chutes engines remove {release.id}`; the next start makes it again.",
     )
 
 
-async def convert_gguf(environment: Environment, gguf: Path, destination: Path, progress: Progress) -> Path:
+async def convert_gguf(python: Path, gguf: Path, destination: Path, progress: Progress) -> Path:
     """Make a directory that vLLM serves out of one GGUF file, unless `destination` is there already.
 
     Returns:
@@ -272,7 +270,7 @@ async def convert_gguf(environment: Environment, gguf: Path, destination: Path, 
         shutil.rmtree(partial, ignore_errors=True)
         try:
             await helper.run(
-                [environment.python, INSIDE / "gguf_to_directory.py", gguf, partial],
+                [python, INSIDE / "gguf_to_directory.py", gguf, partial],
                 variables={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1"},
                 on_line=lambda line: _report(line, progress),
                 timeout=CONVERT_SECONDS,
@@ -292,3 +290,58 @@ async def convert_gguf(environment: Environment, gguf: Path, destination: Path, 
 def _report(line: str, progress: Progress) -> None:
     if line.startswith("step: "):
         progress(line.removeprefix("step: "), 0, 0)
+
+
+class Vllm(Released):
+    """See `contract.Engine`."""
+
+    async def check_arguments(
+        self, python: Path, release: EngineRelease, args: list[str], cache_dir: Path
+    ) -> None:
+        await check_arguments(python, release, args, cache_dir)
+
+    async def adapt(self, python: Path, files: Path, progress: Progress) -> Path:
+        if files.suffix == ".gguf":
+            return await convert_gguf(python, files, files.parent / "converted", progress)
+        return files
+
+    def command(self, start: Start) -> list[str]:
+        assert start.directory is not None
+        plan, args = start.plan, start.args
+        return command(
+            start.python,
+            start.directory,
+            start.served_names,
+            args + defaults(plan.accelerator, args, plan.tensor_parallel_size),
+            start.endpoint.port,
+            start.endpoint.host,
+        )
+
+    def variables(self, start: Start) -> dict[str, str]:
+        plan = start.plan
+        return variables(plan.accelerator, start.endpoint.api_key, plan.kv_cache_bytes, start.args)
+
+    def milestone(self, log: str) -> str:
+        return milestone(log)
+
+    async def warm(self, start: Start) -> None:
+        await warm(start.endpoint, start.served_names[0])
+
+
+async def warm(endpoint: Endpoint, name: str) -> None:
+    """One short completion: compiles what is compiled lazily and shows that text comes out at all.
+
+    Raises:
+        EngineFailed: no answer, an error, or no text in it.
+    """
+    question = {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+    status, body = await ask(endpoint.port, "/v1/completions", endpoint.api_key, question, WARM_SECONDS)
+    if status != 200:
+        text = body.decode(errors="replace")[:300]
+        raise EngineFailed(f"The engine started but its first answer was {status or 'none'}: {text}")
+    try:
+        answer = json.loads(body)["choices"][0]["text"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise EngineFailed(f"The engine's first answer is not a completion: {body[:300]!r}") from None
+    if not answer:
+        raise EngineFailed("The engine's first answer holds no text.", "The model's files may be damaged.")

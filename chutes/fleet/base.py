@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from chutes.chute.spec import ChuteSpec
+from chutes.engine.contract import Endpoint
 from chutes.engine.diagnosis import Reason
 from chutes.engine.lifecycle import Phase
 from chutes.hardware.plan import Plan
@@ -19,19 +20,11 @@ class Launch:
 
     instance_id: str
     spec: ChuteSpec
-    source: ModelSource
+    source: ModelSource | None
+    """None for a chute without a model."""
     plan: Plan
     served_names: tuple[str, ...]
     """Model names that the engine must answer to; the first is the one it shows."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a ready instance is reached."""
-
-    host: str
-    port: int
-    api_key: str
 
 
 @dataclass(frozen=True)

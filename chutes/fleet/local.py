@@ -12,15 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from chutes.config import Config
-from chutes.engine import vllm
+from chutes.engine import registry
 from chutes.engine.command import inherited
+from chutes.engine.contract import Endpoint, Engine, Start
 from chutes.engine.diagnosis import Reason, diagnose
-from chutes.engine.environment import Environment, ensure
 from chutes.engine.lifecycle import Phase
 from chutes.engine.process import EngineProcess, ask, free_port, place_of, sweep, tail
-from chutes.engine.release import find
 from chutes.exception import ChutesError, EngineFailed
-from chutes.fleet.base import Endpoint, Launch, Report
+from chutes.fleet.base import Launch, Report
 from chutes.model import source as model
 
 # The largest checkpoints take most of an hour to load from a network disk. The published SDK waits for
@@ -28,8 +27,6 @@ from chutes.model import source as model
 LOAD_SECONDS = 3600.0
 POLL_SECONDS = 0.25
 FETCHES_AT_ONCE = 4  # more would only share one network connection's speed
-# Enough for a cold start of torch's kernels on a slow CPU.
-WARM_SECONDS = 300.0
 LOG_TAIL_BYTES = 64 << 10
 
 # A healthy engine answers /health within milliseconds, a busy one within a second or two. Five misses in a
@@ -100,15 +97,16 @@ class LocalFleet:
 
     async def _live(self, launch: Launch) -> Reason:
         """Through all phases; returns why the instance ended by itself."""
-        environment = await self._prepare(launch)
-        directory = await self._fetch(launch, environment)
-        process, endpoint = await self._load(launch, environment, directory)
+        engine = registry.of(launch.plan.engine)
+        python = await self._prepare(launch, engine)
+        directory = await self._fetch(launch, engine, python)
+        start, process = await self._load(launch, engine, python, directory)
         served = False
         try:
-            context = await self._until_ready(launch, process, endpoint)
-            self._tell(launch, Phase.READY, endpoint=endpoint, pid=process.pid, max_model_len=context)
+            context = await self._until_ready(launch, engine, start, process)
+            self._tell(launch, Phase.READY, endpoint=start.endpoint, pid=process.pid, max_model_len=context)
             served = True
-            return await self._watch(launch, process, endpoint)
+            return await self._watch(launch, process, start.endpoint)
         except asyncio.CancelledError:
             self._tell(launch, Phase.DRAINING, "finishing what it has")
             raise
@@ -148,22 +146,14 @@ class LocalFleet:
 
         return progress
 
-    async def _prepare(self, launch: Launch) -> Environment:
-        release = find(launch.plan.engine, launch.plan.accelerator, launch.plan.engine_version)
-        self._tell(launch, Phase.PREPARING, f"environment {release.id}")
+    async def _prepare(self, launch: Launch, engine: Engine) -> Path:
+        self._tell(launch, Phase.PREPARING)
         progress = self._progress(launch, Phase.PREPARING)
-        environment = await ensure(
-            release,
-            self.config.engines,
-            lambda detail, share: progress(
-                detail, round((share or 0) * 100), 100 if share is not None else 0
-            ),
-        )
-        assert launch.spec.engine is not None
-        await vllm.check_arguments(environment, launch.spec.engine.args, self.config.cache / "arguments")
-        return environment
+        return await engine.prepare(launch.spec, launch.plan, self.config, progress)
 
-    async def _fetch(self, launch: Launch, environment: Environment) -> Path:
+    async def _fetch(self, launch: Launch, engine: Engine, python: Path) -> Path | None:
+        if launch.source is None:
+            return None
         self._tell(launch, Phase.FETCHING, launch.source.note)
         progress = self._progress(launch, Phase.FETCHING)
         stop = threading.Event()  # a thread cannot be cancelled, only asked
@@ -173,47 +163,35 @@ class LocalFleet:
             )
         finally:
             stop.set()
-        if path.suffix == ".gguf":
-            path = await vllm.convert_gguf(environment, path, path.parent / "converted", progress)
-        return path
+        return await engine.adapt(python, path, progress)
 
     async def _load(
-        self, launch: Launch, environment: Environment, directory: Path
-    ) -> tuple[EngineProcess, Endpoint]:
-        assert launch.spec.engine is not None
+        self, launch: Launch, engine: Engine, python: Path, directory: Path | None
+    ) -> tuple[Start, EngineProcess]:
         plan = launch.plan
         endpoint = Endpoint("127.0.0.1", free_port(self._ports.values()), secrets.token_hex(16))
         self._ports[launch.instance_id] = endpoint.port
-        # The author's own come last: where both say something the engine takes those.
-        args = [*plan.engine_args, *launch.spec.engine.args]
-        command = vllm.command(
-            environment.python,
-            directory,
-            list(launch.served_names),
-            args + vllm.defaults(plan.accelerator, args, plan.tensor_parallel_size),
-            endpoint.port,
-            endpoint.host,
-        )
-        variables = vllm.variables(plan.accelerator, endpoint.api_key, plan.kv_cache_bytes, args)
+        place = place_of(self.config.home, launch.instance_id)
+        start = Start(launch.spec, plan, python, directory, launch.served_names, endpoint, place)
+        variables = engine.variables(start)
         if plan.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, plan.gpus))
             variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order; CUDA's own is fastest first
-        log = self.log_path(launch.instance_id)
         process = await EngineProcess.start(
-            command,
-            {**inherited(), **variables},
-            log,
-            place_of(self.config.home, launch.instance_id),
+            engine.command(start), {**inherited(), **variables}, self.log_path(launch.instance_id), place
         )
         self._tell(launch, Phase.LOADING, "starting the engine", pid=process.pid)
-        return process, endpoint
+        return start, process
 
-    async def _until_ready(self, launch: Launch, process: EngineProcess, endpoint: Endpoint) -> int | None:
+    async def _until_ready(
+        self, launch: Launch, engine: Engine, start: Start, process: EngineProcess
+    ) -> int | None:
         """Poll until the engine answers and its first answer is sane; returns its context length.
 
         Raises:
             EngineFailed: it ended, answered nonsense, or took more than an hour.
         """
+        endpoint = start.endpoint
         ended = asyncio.ensure_future(process.wait())
         deadline = time.monotonic() + LOAD_SECONDS
         try:
@@ -225,7 +203,10 @@ class LocalFleet:
                 if done:
                     raise _ended(process, ended.result())
                 self._tell(
-                    launch, Phase.LOADING, vllm.milestone(tail(process.log, LOG_TAIL_BYTES)), pid=process.pid
+                    launch,
+                    Phase.LOADING,
+                    engine.milestone(tail(process.log, LOG_TAIL_BYTES)),
+                    pid=process.pid,
                 )
                 if time.monotonic() > deadline:
                     raise EngineFailed(
@@ -233,7 +214,7 @@ class LocalFleet:
                         f"See `chutes logs {launch.spec.name}`.",
                     )
             self._tell(launch, Phase.WARMING, "asking it one thing", pid=process.pid)
-            warm = asyncio.ensure_future(_warm(endpoint, launch.served_names[0]))
+            warm = asyncio.ensure_future(engine.warm(start))
             try:
                 await asyncio.wait({ended, warm}, return_when=asyncio.FIRST_COMPLETED)
                 if ended.done():
@@ -275,25 +256,6 @@ class _Ended(EngineFailed):
 
 def _ended(process: EngineProcess, code: int) -> _Ended:
     return _Ended(diagnose(tail(process.log, LOG_TAIL_BYTES), code))
-
-
-async def _warm(endpoint: Endpoint, name: str) -> None:
-    """One short completion: compiles what is compiled lazily and shows that text comes out at all.
-
-    Raises:
-        EngineFailed: no answer, an error, or no text in it.
-    """
-    question = {"model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
-    status, body = await ask(endpoint.port, "/v1/completions", endpoint.api_key, question, WARM_SECONDS)
-    if status != 200:
-        text = body.decode(errors="replace")[:300]
-        raise EngineFailed(f"The engine started but its first answer was {status or 'none'}: {text}")
-    try:
-        answer = json.loads(body)["choices"][0]["text"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise EngineFailed(f"The engine's first answer is not a completion: {body[:300]!r}") from None
-    if not answer:
-        raise EngineFailed("The engine's first answer holds no text.", "The model's files may be damaged.")
 
 
 def _context_length(body: bytes) -> int | None:

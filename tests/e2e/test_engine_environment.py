@@ -32,7 +32,7 @@ async def test_an_unknown_argument_is_refused_with_the_right_one(engine: Environ
     kept: list[int] = []
     for _ in range(2):
         with pytest.raises(InvalidSpec, match="unrecognized arguments: --max-model-length") as caught:
-            await vllm.check_arguments(engine, ["--max-model-length", "5"], tmp_path)
+            await vllm.check_arguments(engine.python, engine.release, ["--max-model-length", "5"], tmp_path)
         assert "--max-model-len " in caught.value.fix
         kept += [verdict.stat().st_mtime_ns for verdict in tmp_path.iterdir()]
     assert len(kept) == 2
@@ -51,7 +51,7 @@ async def test_what_the_server_would_refuse_is_refused_in_its_words(
     engine: Environment, tmp_path: Path, args: list[str], words: str
 ):
     with pytest.raises(InvalidSpec, match=words):
-        await vllm.check_arguments(engine, args, tmp_path)
+        await vllm.check_arguments(engine.python, engine.release, args, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ async def test_what_the_server_would_refuse_is_refused_in_its_words(
     ],
 )
 async def test_our_own_defaults_are_accepted(engine: Environment, tmp_path: Path, args: list[str]):
-    await vllm.check_arguments(engine, args, tmp_path)
+    await vllm.check_arguments(engine.python, engine.release, args, tmp_path)
 
 
 async def test_the_default_model_becomes_a_directory_whose_facts_are_those_recorded(
@@ -71,10 +71,10 @@ async def test_the_default_model_becomes_a_directory_whose_facts_are_those_recor
     models = cache_dir / "models"
     found = source.resolve(MODEL)
     gguf = source.fetch(found, models, quiet)
-    converted = await vllm.convert_gguf(engine, gguf, gguf.parent / "converted", quiet)
+    converted = await vllm.convert_gguf(engine.python, gguf, gguf.parent / "converted", quiet)
     before = {path.name: path.stat().st_mtime_ns for path in converted.iterdir()}
     assert "chat_template.jinja" in before
-    assert await vllm.convert_gguf(engine, gguf, gguf.parent / "converted", quiet) == converted
+    assert await vllm.convert_gguf(engine.python, gguf, gguf.parent / "converted", quiet) == converted
     assert {path.name: path.stat().st_mtime_ns for path in converted.iterdir()} == before
 
     facts = source.directory_facts(converted)

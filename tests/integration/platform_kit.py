@@ -47,7 +47,7 @@ def port_for_test() -> int:
         return probe.getsockname()[1]
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Wait for a condition to be true; its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -115,7 +115,7 @@ class PlatformKit:
         return f"{module}:chute"
 
     def run(
-        self, *args: str, code: int | None = 0, timeout: float = 60.0, **env: str
+        self, *args: str, code: int | None = 0, timeout: float = 180.0, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run `chutes ARGS`, with no terminal; asserts the exit code unless it is None."""
         done = subprocess.run(
@@ -162,7 +162,7 @@ class PlatformKit:
     def instance(self, name: str = NAME) -> dict[str, Any]:
         return next(chute for chute in self.json("ps") if chute["name"] == name)["instance"]
 
-    def wait_for(self, phase: str, name: str = NAME, seconds: float = 30.0) -> dict[str, Any]:
+    def wait_for(self, phase: str, name: str = NAME, seconds: float = 90.0) -> dict[str, Any]:
         """Until the chute is in a phase; its document."""
 
         def there() -> dict[str, Any] | None:

@@ -15,10 +15,11 @@ from chutes.control.deploying import draft
 from chutes.control.reconcile import Deployed, World, step
 from chutes.control.routes import table
 from chutes.control.store import SCHEMA_VERSION, Store
+from chutes.engine.contract import Endpoint
 from chutes.engine.diagnosis import Reason
 from chutes.engine.lifecycle import Phase
 from chutes.exception import AlreadyExists, ChutesError, InvalidSpec, NotConfigured
-from chutes.fleet.base import Endpoint, Report
+from chutes.fleet.base import Report
 from chutes.wire import Upstream, key_digest
 from tests.unit.test_reconcile import deployment
 

@@ -132,6 +132,7 @@ def test_a_dry_run_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     config = settings.load()
     found = draft(spec("zai-org/GLM-4.6-TEE"), config, offline=True)
     assert found.facts is not None
+    assert found.source is not None
     assert "zai-org/GLM-4.6 (-TEE" in found.source.note
     assert "catalogue" in found.source.note
     with pytest.raises(ModelError, match="cannot be reached"):

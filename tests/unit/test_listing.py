@@ -17,9 +17,10 @@ from chutes.control.listing import Listing
 from chutes.control.routes import table
 from chutes.control.slots import Slots, for_instances, for_keys
 from chutes.control.store import Store
+from chutes.engine.contract import Endpoint
 from chutes.engine.lifecycle import Phase
 from chutes.exception import InvalidSpec, UsageError
-from chutes.fleet.base import Endpoint, Report
+from chutes.fleet.base import Report
 from chutes.util import times
 from chutes.wire import Price
 from tests.unit.test_control_parts import CONTROL, SLOTS, world_with

@@ -24,9 +24,10 @@ from chutes.control.reconcile import (
     World,
     step,
 )
+from chutes.engine.contract import Endpoint
 from chutes.engine.diagnosis import Reason
 from chutes.engine.lifecycle import Phase
-from chutes.fleet.base import Endpoint, Report
+from chutes.fleet.base import Report
 from chutes.hardware.plan import Plan
 from chutes.model.source import ModelSource
 

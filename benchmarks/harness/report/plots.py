@@ -155,7 +155,8 @@ def _curves(view: View) -> dict[str, list[CurvePoint]]:
 
 def _draw_curve(view: View, place: Any, theme: Theme) -> None:
     left, right = place.subplots(1, 2)
-    closed = any(shown.load.get("kind") == "closed" for shown in view.shown)
+    drawn = {point.name for points in _curves(view).values() for point in points}
+    closed = any(shown.closed and shown.name in drawn for shown in view.shown)
     tokens = all(
         "output_tokens" in point.measures.rates for points in _curves(view).values() for point in points
     )

@@ -53,9 +53,14 @@ class Shown(msgspec.Struct, kw_only=True):
     cost: Cost | None
 
     @property
+    def closed(self) -> bool:
+        """Whether the next request waited for the last one's answer."""
+        return self.load.get("kind") == "closed"
+
+    @property
     def point(self) -> CurvePoint | None:
         """Its place on a curve; None where a load is not one number."""
-        load = self.load.get("rate") or self.load.get("concurrency")
+        load = self.load.get("concurrency" if self.closed else "rate")
         return CurvePoint(name=self.name, load=float(load), measures=self.measures) if load else None
 
 
@@ -70,8 +75,12 @@ class View(msgspec.Struct, kw_only=True):
     truths: list[Truth]
 
     def curve(self, target: str) -> list[CurvePoint]:
-        """Of a target that was asked at three loads or more."""
-        points = [point for s in self.shown if s.target == target and (point := s.point)]
+        """Of a target that was asked at three loads or more: rates, or numbers at once, never both in one."""
+        closed, opened = [], []
+        for shown in self.shown:
+            if shown.target == target and (point := shown.point):
+                (closed if shown.closed else opened).append(point)
+        points = opened if len(opened) >= len(closed) else closed
         return sorted(points, key=lambda point: point.load) if len({p.load for p in points}) >= 3 else []
 
     @property

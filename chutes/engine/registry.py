@@ -1,0 +1,17 @@
+"""Every engine that an instance can run on, by the name that a plan has for it."""
+
+from __future__ import annotations
+
+from chutes.engine.contract import Engine
+from chutes.engine.vllm import Vllm
+
+ENGINES: dict[str, Engine] = {"vllm": Vllm()}
+
+
+def of(name: str) -> Engine:
+    """The engine called `name`, as `Plan.engine` has it.
+
+    Raises:
+        KeyError: a plan was made for an engine that is not here: a fault of ours.
+    """
+    return ENGINES[name]
