@@ -239,7 +239,8 @@ class Session:
         self._made += 1
         salt = f"{self.salt}{self._made:x}"
         wanted = self.wanted
-        talks = workloads.build(wanted.wish, count, str(wanted.seed), salt, self._tokens, lengths)
+        longest = min((t.max_model_len for t in self.targets if t.max_model_len), default=None)
+        talks = workloads.build(wanted.wish, count, str(wanted.seed), salt, self._tokens, lengths, longest)
         for target in self.targets:
             targets.check_lengths(target, (ask for talk in talks for ask in talk))
         return talks

@@ -96,12 +96,14 @@ def build(
     salt: str,
     tokens: Tokens | None,
     lengths: Sequence[tuple[int | None, int | None]] = (),
+    longest: int | None = None,
 ) -> list[list[Ask]]:
     """`count` requests, or conversations of several.
 
     Args:
         tokens: counts as the model does; needed where `wish.exact`, elsewhere it makes lengths known.
         lengths: input and output tokens of each, as a trace has them; None: as wished.
+        longest: tokens of a conversation that the model can take; ShareGPT's that are longer are left out.
 
     Raises:
         UsageError: a file is not what it should be; a length cannot be had.
@@ -112,7 +114,7 @@ def build(
         chosen = _lengths(wish, count * wish.turns, random, lengths)
         talks = _random_talks(wish, chosen, random, tokens)
     else:
-        talks = _texts(wish, count, random, salt, tokens)
+        talks = _texts(wish, count, random, salt, tokens, longest)
     if wish.prefix_tokens:
         assert tokens is not None
         pool = [tokens.text(wish.prefix_tokens, random) for _ in range(wish.prefixes)]
@@ -165,7 +167,9 @@ def _lengths(
     return chosen
 
 
-def _texts(wish: Wish, count: int, random: Random, salt: str, tokens: Tokens | None) -> list[list[_Turn]]:
+def _texts(
+    wish: Wish, count: int, random: Random, salt: str, tokens: Tokens | None, longest: int | None
+) -> list[list[_Turn]]:
     if wish.kind == "sharegpt":
         stock = list(_conversations(Path(wish.file), wish.turns))
     elif wish.kind == "jsonl":
@@ -175,8 +179,9 @@ def _texts(wish: Wish, count: int, random: Random, salt: str, tokens: Tokens | N
     if wish.kind != "jsonl":  # a file of prompts is asked in its order
         random.shuffle(stock)
     talks: list[list[_Turn]] = []
+    too_long = 0
     while len(talks) < count:
-        chosen = stock[len(talks) % len(stock)]
+        chosen = stock[(len(talks) + too_long) % len(stock)]
         # Only the very lines of a file stay as they are: others may read the same file to compare.
         mark = f"[{salt} {len(talks)}] " if salt and wish.kind != "jsonl" else ""
         talk: list[_Turn] = []
@@ -186,10 +191,19 @@ def _texts(wish: Wish, count: int, random: Random, salt: str, tokens: Tokens | N
                 length = max(1, tokens.count(answer) - tokens.specials)
             talk.append((mark + text, None, min(length or wish.output_tokens, MAX_OUTPUT)))
             mark = ""
+        if wish.kind == "sharegpt" and tokens is not None and longest:
+            whole = sum(tokens.count(text) + output + TEMPLATE for text, _, output in talk)
+            if whole > longest:
+                too_long += 1
+                if too_long >= len(stock) and not talks:
+                    raise UsageError(f"Every conversation is longer than the model's {longest:,} tokens.")
+                continue
         talks.append(talk)
     return talks
 
 
+TEMPLATE = 32
+"""Tokens that a chat template adds to a message, at most."""
 MAX_OUTPUT = 1 << 20
 """Tokens of one answer; a file that says more is wrong."""
 

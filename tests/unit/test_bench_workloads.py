@@ -182,6 +182,17 @@ def test_sharegpt_keeps_the_lengths_of_answers(tmp_path: Path, counted: tokens.T
     assert [body(ask)["max_tokens"] for ask in by_text["Hi"]] == [5]
 
 
+def test_conversations_that_do_not_fit_are_left_out(tmp_path: Path, counted: tokens.Tokens) -> None:
+    said = [{"conversations": [{"from": "human", "value": "a " * size}]} for size in (5, 500)]
+    file = tmp_path / "s.json"
+    file.write_bytes(msgspec.json.encode(said))
+    wish = Wish(kind="sharegpt", file=str(file), output_tokens=5, force=False)
+    talks = build(wish, counted, 6, longest=200)
+    assert {body(talk[0])["messages"][0]["content"].count("a ") for talk in talks} == {5}
+    with pytest.raises(UsageError, match="longer than"):
+        build(wish, counted, 6, longest=20)
+
+
 def test_embeddings_and_images(counted: tokens.Tokens) -> None:
     (talk,) = build(Wish(kind="embeddings", input_tokens=25), counted, 1)
     assert talk[0].path == "/v1/embeddings"
