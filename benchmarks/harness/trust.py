@@ -73,8 +73,8 @@ def _client(phase: Phase, measures: Measures) -> Iterator[str]:
     if client_limited(phase, measures):
         late = _late(phase, measures) * 1e3
         yield (
-            f"CLIENT-LIMITED: the client was up to {late:.1f} ms late (p99). Give it more processes or a machine "
-            "of its own"
+            f"CLIENT-LIMITED: the client was up to {late:.1f} ms late (p99). Give it more processes or a "
+            "machine of its own"
         )
     elif (phase.client.busy or 0) > BUSY:
         yield f"a client process used {phase.client.busy:.0%} of its core"
