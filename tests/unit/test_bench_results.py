@@ -245,6 +245,8 @@ def test_one_round_is_none() -> None:
     phases = [load(run(1, count=4, target=name)) for name in ("engine", "gateway")]
     with pytest.raises(UsageError, match="1 rounds asked both"):
         paired(result(*phases), "engine", "gateway")
+    both = [Target(name=name, url="", model="m") for name in ("engine", "gateway")]
+    assert "is not known: 1 rounds asked both" in view(result(*phases, targets=both)).remarks[0]
 
 
 # Curves, plans, prices, doubts ---------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def _loads(view: View) -> str:
                 said.append(word)
         cells = [str(measures.sent), str(measures.failed), str(measures.peak_in_flight)]
         for name in ("requests", "goodput", "output_tokens"):
-            cells.append(_figure(measures.rates[name]) if name in measures.rates else "–")
+            cells.append(number(measures.rates[name].value) if name in measures.rates else "–")
         for latency, percentile in (("ttft", 50), ("ttft", 99), ("tpot", 50), ("tpot", 99), ("e2el", 99)):
             found = measures.latencies.get(latency)
             cells.append("–" if found is None else _percentile(found, percentile))
@@ -191,7 +191,9 @@ def _loads(view: View) -> str:
     heads = ["", "sent", "failed", "at once", "requests/s", "good/s", "output tokens/s", "TTFT p50",
              "TTFT p99", "TPOT p50", "TPOT p99", "E2E p99"]  # fmt: skip
     return _table(
-        "Latencies in milliseconds from the scheduled time; below each its 95 % interval.", heads, rows
+        "Latencies in milliseconds from the scheduled time; below each its 95 % interval.",
+        heads,
+        rows,
     )
 
 

@@ -114,11 +114,12 @@ def view(result: Result) -> View:
                 cost=cost(result.prediction, measures),
             )
         )
+    remarks = trust.of_result(result)
     return View(
         result=result,
         shown=shown,
-        remarks=trust.of_result(result),
-        added=_added(result, shown),
+        remarks=remarks,
+        added=_added(result, shown, remarks),
         truths=_truths(result, shown),
     )
 
@@ -130,15 +131,16 @@ def _truths(result: Result, shown: Sequence[Shown]) -> list[Truth]:
     return truths(result.prediction, [one.measures for one in shown], samples)
 
 
-def _added(result: Result, shown: Sequence[Shown]) -> dict[tuple[str, str], list[Added]]:
+def _added(result: Result, shown: Sequence[Shown], remarks: list[str]) -> dict[tuple[str, str], list[Added]]:
+    """Where targets cannot be set beside each other, a remark says why."""
     asked = {one.target for one in shown}
     targets = [target.name for target in result.targets if target.name in asked]
     found: dict[tuple[str, str], list[Added]] = {}
     for other in targets[1:]:
         try:
             found[targets[0], other] = paired(result, targets[0], other)
-        except UsageError:
-            continue  # measured one after the other, or too few rounds
+        except UsageError as error:
+            remarks.append(f"what {other} adds to {targets[0]} is not known: {error.message}")
     return found
 
 
