@@ -6,7 +6,7 @@ REF    ?= templates.vllm_chute:chute
 .PHONY: demo test unit integration e2e lint format bench bench-footprint bench-gateway gpu-smoke clean help
 
 help:
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
 
 .venv/installed: pyproject.toml
 	@echo "Installing chutes and what its tests need into .venv (two or three minutes) …"
