@@ -187,10 +187,11 @@ def _leave(measuring: Session, place: Path, load: Load, options: argparse.Namesp
     config = document(wanted, load if options.work is run else None)
     config["exact"] = wanted.wish.force and wanted.wish.generates
     found = measuring.finish(config)
+    results.write(found, place)  # before anything else can go wrong
     shown = view(found)
     for phase in found.phases:
         phase.summary = _summary(phase, Slo.of(wanted.slo), bool(config["exact"]))
-    results.write(found, place)  # before anything else can go wrong
+    results.write(found, place)  # with its figures
     output.say(table.text(shown))
     output.note(f"\nwritten to {place}")
     if not options.no_pictures:
