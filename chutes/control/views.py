@@ -77,9 +77,15 @@ class PriceView(BaseModel):
         )
 
 
+KINDS = {"generate": "text", "embed": "embedding", "image": "image"}
+"""A chute's kind by its engine's task; one without an engine is its author's `own`."""
+
+
 class ChuteView(BaseModel):
     chute_id: str
     name: str
+    kind: str = ""
+    """`text`, `embedding`, `image` or `own`."""
     phase: str
     """Phase of the instance that speaks for it; `waiting` between a failure and the next try."""
     version: str
@@ -95,6 +101,8 @@ class ChuteView(BaseModel):
     instances: list[InstanceView] = []
     scaling: dict[str, Any] = {}
     public_paths: list[str] = []
+    capabilities: list[str] = []
+    """See `wire.Route.capabilities`."""
     slug: str = ""
     aliases: list[str] = []
     price: PriceView | None = None
@@ -116,6 +124,7 @@ class ChuteView(BaseModel):
         return cls(
             chute_id=spec.uid,
             name=spec.name,
+            kind=KINDS[spec.engine.task] if spec.engine else "own",
             phase=phase,
             version=deployment.version,
             model=spec.engine.model,
@@ -135,6 +144,7 @@ class ChuteView(BaseModel):
                 "shutdown_after_seconds": spec.shutdown_after_seconds,
             },
             public_paths=sorted({cord.public_api_path for cord in spec.cords if cord.public_api_path}),
+            capabilities=deployment.capabilities,
             slug=listing.slug,
             aliases=listing.aliases,
             price=PriceView.of(deployment, listing.price) if listing.price != FREE else None,

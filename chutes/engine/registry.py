@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from chutes.engine.contract import Engine
+from chutes.engine.sglang import Sglang
 from chutes.engine.vllm import Vllm
 
-ENGINES: dict[str, Engine] = {"vllm": Vllm()}
+ENGINES: dict[str, Engine] = {"vllm": Vllm(), "sglang": Sglang()}
 
 
 def of(name: str) -> Engine:
