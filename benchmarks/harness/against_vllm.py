@@ -140,9 +140,13 @@ async def _rounds(measuring: Session, load: Load, wish: Wish, rounds: int) -> li
                     figures[who] = measures.summary(measures.measure(phase.records, exact=True, resamples=2))
                 else:
                     prompts = await asyncio.to_thread(_prompts, target, wish, load.requests)
-                    figures[who] = await asyncio.to_thread(
-                        _theirs, target, wish, load, prompts, program, tokenizer
-                    )
+                    try:
+                        figures[who] = await asyncio.to_thread(
+                            _theirs, target, wish, load, prompts, program, tokenizer
+                        )
+                    except ChutesError:
+                        if not measuring.stop.is_set():  # else it had the same signal
+                            raise
             if not measuring.stop.is_set():
                 found.append(figures)
     return found

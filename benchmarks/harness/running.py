@@ -33,6 +33,8 @@ from chutes.exception import ChutesError, NotFound, UsageError
 INTERRUPTED = "Ctrl-C"
 SPARE = 1.2
 """Of prompts made for a closed loop beyond what the fastest answer seen so far allows."""
+SAME_SECONDS = 1.0
+"""Two signals within this are one."""
 MOST_PROMPTS = 20_000
 """Made for one closed loop: counting their tokens takes a minute or two."""
 
@@ -292,11 +294,16 @@ def session(wanted: Wanted, load: Load, command: str) -> Iterator[Session]:
 def interruptible(stop: asyncio.Event) -> Iterator[None]:
     """The first Ctrl-C ends the load and keeps what was measured; the second ends everything."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    first = 0.0
 
     def interrupt() -> None:
+        nonlocal first
         if stop.is_set() and task is not None:
-            task.cancel()
+            # `timeout` and some shells signal a process and then its group, which it is in.
+            if loop.time() - first > SAME_SECONDS:
+                task.cancel()
             return
+        first = loop.time()
         stop.set()
         output.note("\nStopping; what was measured is kept. Ctrl-C again ends at once.")
 
