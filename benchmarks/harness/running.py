@@ -201,7 +201,7 @@ class Session:
                 at, end = min(time.monotonic() - started, load.seconds), load.seconds
             else:
                 at, end = min(answered, len(jobs)), len(jobs)
-            progress.show(shown, f"{answered} answers", round(at), round(end))
+            progress.show(shown, f"{min(answered, len(jobs))} answers", round(at), round(end))
 
         try:
             return await clients.drive(plans, self.stop, tell, begin)
