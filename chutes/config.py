@@ -51,6 +51,9 @@ KNOBS: dict[str, Knob] = {
         "CHUTES_METRICS_PORT", "metrics", "port", "0", "loopback port without keys; 0: none"
     ),
     "otel_endpoint": Knob("CHUTES_OTEL_ENDPOINT", "metrics", "otel_endpoint", "", "where spans are sent"),
+    "startup_seconds": Knob(
+        "CHUTES_STARTUP_SECONDS", "serve", "startup_seconds", "1800", "for a chute's own startup hooks"
+    ),
     "profiles": Knob("CHUTES_HARDWARE_PROFILES", "paths", "hardware_profiles", "", "hardware_profiles.yaml"),
 }
 
@@ -75,6 +78,17 @@ class Config:
     metrics_port: int = 0
     otel_endpoint: str = ""
     no_auth: bool = False
+    startup_seconds: int = 1800
+
+    @property
+    def bundles(self) -> Path:
+        """Snapshots of the files of authors' own chutes."""
+        return self.home / "bundles"
+
+    @property
+    def jobs(self) -> Path:
+        """Runs of jobs: one directory each, with record, log and files."""
+        return self.home / "jobs"
 
     @property
     def engines(self) -> Path:
@@ -121,6 +135,7 @@ class Config:
             "metrics_port": str(self.metrics_port),
             "otel_endpoint": self.otel_endpoint,
             "no_auth": str(int(self.no_auth)),
+            "startup_seconds": str(self.startup_seconds),
         }
         return {KNOBS[name].env: value for name, value in values.items() if value}
 
@@ -180,6 +195,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         metrics_port=number("metrics_port", 0, 65535),
         otel_endpoint=text("otel_endpoint"),
         no_auth=bool(number("no_auth", 0, 1)),
+        startup_seconds=number("startup_seconds", 1, 3500),  # the fleet waits an hour for any engine
     )
     check(config)
     return config

@@ -51,6 +51,12 @@ class Route(msgspec.Struct, frozen=True):
     engine: str
     """`owned_by` in `/v1/models`: the engine's name."""
     max_model_len: int | None = None
+    methods: dict[str, list[str]] = {}
+    """Of a chute that is its author's own code: public path → methods. Such a chute is reached by host or
+    path; by model name only at the paths that are OpenAI's, with POST. Empty beside an engine."""
+    calls: list[str] = []
+    """Paths that are called from Python: POST to `/chutes/{chute_id}{path}`; in the instance they lie below
+    `chute.agreed.CALLS`."""
     aliases: list[str] = []
     """Further names that a request may say instead of `name`."""
     slug: str = ""

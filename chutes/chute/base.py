@@ -20,7 +20,7 @@ from chutes.chute.job import Job
 from chutes.chute.node_selector import NodeSelector
 from chutes.chute.passthrough import Passthrough
 from chutes.chute.runtime import UserCode
-from chutes.chute.serving import endpoints
+from chutes.chute.serving import Observe, endpoints
 from chutes.chute.spec import ChuteSpec, EngineSpec
 from chutes.image import Image
 from chutes.util.context import is_remote
@@ -126,6 +126,10 @@ class Chute(FastAPI):
         self._user_code: UserCode | None = None
         self._relay = Passthrough()
         self._initialized = self._needs_shutdown = False
+        self._calls_at = ""
+        self._observe: Observe | None = None
+        self.stage = ""
+        """What its start or its end is at: the hook that runs, for whoever waits for it."""
         self.router.lifespan_context = self._around(self.router.lifespan_context)
         self._warn_not_enforced()
 
@@ -199,6 +203,11 @@ class Chute(FastAPI):
         """Make a function a job. Options: see `Job`."""
         return Job(self, **kwargs)
 
+    def serve_as_instance(self, calls_at: str, observe: Observe) -> None:
+        """Before `initialize`: answer calls from Python below the path `calls_at`, so that internal and
+        public paths cannot collide, and tell `observe` of each call of a cord."""
+        self._calls_at, self._observe = calls_at, observe
+
     async def initialize(self) -> None:
         """Run the startup hooks and add the cords' routes; nothing outside an instance.
 
@@ -209,10 +218,15 @@ class Chute(FastAPI):
         if not is_remote() or self._initialized:
             return
         self._needs_shutdown = True
-        await self._run_hooks(self._startup_hooks)
+        for _, hook in sorted(self._startup_hooks, key=lambda entry: entry[0]):
+            self.stage = f"startup hook {_called(hook)!r}"
+            await _run(hook, self)
+        self.stage = ""
         self._user_code = UserCode(max(1, self.concurrency))
         public = os.environ.get("CHUTES_DEV_MODE", "").lower() == "true"
-        for method, path, endpoint in endpoints(self, self._cords, public, self._user_code, self._relay):
+        for method, path, endpoint in endpoints(
+            self, self._cords, public, self._user_code, self._relay, self._calls_at, self._observe
+        ):
             self.add_api_route(path, endpoint, methods=[method], response_model=None)
         self._initialized = True
 
@@ -222,10 +236,11 @@ class Chute(FastAPI):
             return
         self._needs_shutdown = False
         for _, hook in sorted(self._shutdown_hooks, key=lambda entry: entry[0]):
+            self.stage = f"shutdown hook {_called(hook)!r}"
             try:
                 await _run(hook, self)
             except Exception:
-                log.exception("shutdown hook %s failed", getattr(hook, "__name__", hook))
+                log.exception("%s failed", self.stage)
         if self._user_code is not None:
             self._user_code.close()
         await self._relay.close()
@@ -251,6 +266,7 @@ class Chute(FastAPI):
             standard_template=self._standard_template,
             revision=self.revision,
             image=image or "",
+            dockerfile=str(self._image) if isinstance(self._image, Image) else "",
             node_selector=self._node_selector,
             concurrency=self.concurrency,
             max_instances=self.max_instances,
@@ -258,10 +274,7 @@ class Chute(FastAPI):
             scaling_threshold=self.scaling_threshold,
             allow_external_egress=self.allow_external_egress,
             engine=self._declared_engine,
-            hooks=[
-                getattr(hook, "__name__", repr(hook))
-                for _, hook in (*self._startup_hooks, *self._shutdown_hooks)
-            ],
+            hooks=[_called(hook) for _, hook in (*self._startup_hooks, *self._shutdown_hooks)],
             cords=[cord.to_spec() for cord in self._cords],
             jobs=[job.to_spec() for job in self._jobs],
             ref=ref,
@@ -270,10 +283,6 @@ class Chute(FastAPI):
 
     def _register(self, item: Cord | Job) -> None:
         (self._cords if isinstance(item, Cord) else self._jobs).append(item)  # type: ignore[arg-type]
-
-    async def _run_hooks(self, hooks: list[tuple[int, Hook]]) -> None:
-        for _, hook in sorted(hooks, key=lambda entry: entry[0]):
-            await _run(hook, self)
 
     def _around(self, inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """The app's own lifespan (whatever the author passed to FastAPI) between our start and stop."""
@@ -306,6 +315,10 @@ def _appender(hooks: list[tuple[int, Hook]], priority: int) -> Callable[[Hook], 
         return hook
 
     return register
+
+
+def _called(hook: Hook) -> str:
+    return getattr(hook, "__name__", None) or repr(hook)
 
 
 async def _run(hook: Hook, chute: Chute) -> None:

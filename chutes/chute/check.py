@@ -56,11 +56,26 @@ def check_deployable(chute: Chute) -> None:
                 f"Cord {cord.name!r}: public_api_method={cord.public_api_method!r} is not an HTTP method.",
                 f"Use one of {', '.join(_METHODS)}.",
             )
+    _check_public_paths(chute)
     if not chute.cords and not chute.jobs:
         raise InvalidSpec(
             f"Chute {chute.name!r} has nothing that can be called.",
             "Decorate a function with @chute.cord(public_api_path=...) or @chute.job().",
         )
+
+
+def _check_public_paths(chute: Chute) -> None:
+    """Two cords may share a public path if the body's `stream` tells them apart."""
+    taken: dict[tuple[str, str, bool], str] = {}
+    for cord in chute.cords:
+        if cord.public_api_path is None:
+            continue
+        where = (cord.public_api_method, cord.public_api_path, cord.stream)
+        if (other := taken.setdefault(where, cord.name)) != cord.name:
+            raise InvalidSpec(
+                f"Cords {other!r} and {cord.name!r} both answer {where[0]} {where[1]}.",
+                "Only a streaming and a plain cord can share a public path: give one another.",
+            )
 
 
 def _check_name(name: Any) -> None:

@@ -106,6 +106,7 @@ class Cord:
         self.session_kwargs = session_kwargs
         self.input_model = input_schema if schema.is_model(input_schema) else None
         self.input_schema = schema.explicit(input_schema)
+        self._declared_input = input_schema is not None
         self.minimal_input_schema = schema.explicit(minimal_input_schema)
         self.output_schema = schema.explicit(output_schema)
         self.output_model: Any = output_schema if schema.is_model(output_schema) else None
@@ -164,6 +165,20 @@ class Cord:
     @public_api_path.setter
     def public_api_path(self, value: str) -> None:
         self._public_api_path = normal_path(value)
+
+    @property
+    def body_schema(self) -> dict[str, Any] | None:
+        """Schema of the JSON that callers send: what was declared or, of a single parameter found in the
+        hints, that parameter's own, since it takes the whole body."""
+        if self.input_schema is None or self._declared_input:
+            return self.input_schema
+        properties = self.input_schema["properties"]
+        if len(properties) != 1:
+            return self.input_schema
+        (only,) = properties.values()
+        if not ("$ref" in only or only.get("type") == "object"):
+            return self.input_schema
+        return {**only, "definitions": self.input_schema.get("definitions", {})}
 
     def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Complete the cord with its function and register it with the chute."""

@@ -138,7 +138,7 @@ class Job:
 
         Returns:
             `{"status": "complete", "result": ...}`, `{"status": "cancelled"}`, or
-            `{"status": "error", "detail": message and traceback}`; each with `output_dir`.
+            `{"status": "timeout" or "error", "detail": message and traceback}`; each with `output_dir`.
         """
         directory = str(output_dir or tempfile.mkdtemp(prefix="job-"))
         job_data = {**job_data, "output_dir": directory}
@@ -167,7 +167,7 @@ class Job:
                 return {"status": "complete", "result": task.result()}
             if asked.done():
                 return {"status": "cancelled"}
-            raise TimeoutError(f"the job took more than {self.timeout} seconds")
+            return {"status": "timeout", "detail": f"the job took more than {self.timeout} seconds"}
         except asyncio.CancelledError:
             if not task.done():
                 raise  # we are being cancelled, not the job

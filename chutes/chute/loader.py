@@ -43,6 +43,10 @@ class Loaded:
     path: Path
     code: str
     """Source text of the file, exactly as executed."""
+    root: Path
+    """The directory that was first on `sys.path` for it."""
+    module: str
+    """Its dotted name below `root`."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def load(ref: str, cwd: Path | None = None) -> Loaded:
     target = _file(where, here) if _is_path(where) else _module(where, here)
     code = _read(target.path)
     module = _execute(target, code, full)
-    return Loaded(_pick(module, attribute, full, target.path), full, target.path, code)
+    chute = _pick(module, attribute, full, target.path)
+    return Loaded(chute, full, target.path, code, target.root, target.module)
 
 
 def _parse(ref: str) -> tuple[str, str]:

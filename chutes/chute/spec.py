@@ -31,7 +31,8 @@ class EngineSpec(BaseModel):
     args: list[str] = Field(default_factory=list)
     """Command-line arguments for the engine, as the author gave them, already split."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What an author sets for an engine of our own that has no command line of its own; JSON."""
+    """What an author sets that is not, or not yet, an argument: of an engine of our own, or of a template
+    whose last word depends on the model's files. JSON."""
 
 
 class CordSpec(BaseModel):
@@ -69,6 +70,9 @@ class ChuteSpec(BaseModel):
     standard_template: str | None = None
     revision: str | None = None
     image: str = ""
+    dockerfile: str = ""
+    """What its `Image` says to build, for a chute that runs its author's own code; empty where the image is
+    only named."""
     node_selector: NodeSelector = Field(default_factory=NodeSelector)
     concurrency: int = 1
     max_instances: int = 1
@@ -87,6 +91,8 @@ class ChuteSpec(BaseModel):
     """Source text of the chute file."""
     bundle: str = ""
     """SHA-256 of the snapshot of the files that the chute's code needs; empty: it needs none."""
+    entry: str = ""
+    """The reference of the chute inside that snapshot."""
 
     @field_serializer("node_selector")
     def _only_what_was_set(self, selector: NodeSelector) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -27,7 +28,7 @@ REQUEST_SECONDS = 300.0
 
 def named(kind: str, name: str, *rest: str) -> str:
     """The path of one thing by its name: whatever the name holds, it stays one segment."""
-    return "/".join(["", kind, quote(name, safe=""), *rest])
+    return "/".join(["", kind, quote(name, safe=""), *map(quote, rest)])
 
 
 class Platform:
@@ -60,6 +61,31 @@ class Platform:
         if response.status_code >= 400:
             raise _error(response)
         return response.json()
+
+    def upload(self, path: str, data: bytes, **query: Any) -> None:
+        """POST bytes as they are. Raises as `call`."""
+        try:
+            response = self._http.post(path, content=data, params=query)
+        except httpx2.HTTPError as error:
+            raise PlatformUnreachable(f"The platform does not answer: {error}.") from None
+        if response.status_code >= 400:
+            raise _error(response)
+
+    def download(self, path: str, target: Path) -> None:
+        """A file, whole or not at all. Raises as `call`."""
+        draft = target.with_name(target.name + ".partial")
+        try:
+            with self._http.stream("GET", path) as response, draft.open("wb") as file:
+                if response.status_code >= 400:
+                    response.read()
+                    raise _error(response)
+                for part in response.iter_bytes():
+                    file.write(part)
+            draft.replace(target)
+        except httpx2.HTTPError as error:
+            raise PlatformUnreachable(f"The download broke off: {error}.", "Try again.") from None
+        finally:
+            draft.unlink(missing_ok=True)
 
     def lines(self, path: str, **query: Any) -> Iterator[str]:
         """A streamed answer, as it comes."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 import shutil
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from chutes import config as settings
+from chutes.chute import bundle
 from chutes.chute.loader import load
 from chutes.chute.spec import ChuteSpec, require_revision
 from chutes.cli import client, output
@@ -23,6 +25,17 @@ from chutes.exception import ChutesError, EngineFailed
 
 POLL_SECONDS = 0.25
 
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "What is the capital of France?"}]},
+    ),
+    "completions": ("/v1/completions", {"prompt": "The capital of France is", "max_tokens": 8}),
+    "embeddings": ("/v1/embeddings", {"input": ["The capital of France is Paris.", "Cats sleep all day."]}),
+    "images": ("/v1/images/generations", {"prompt": "a red bicycle", "response_format": "b64_json"}),
+}
+"""What a person may try first, by what a chute can do; the first that it can."""
+
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 
 
@@ -32,6 +45,10 @@ def deploy(
     config = settings.load()
     loaded = load(ref)
     spec = loaded.chute.to_spec(ref=loaded.ref, code=loaded.code)
+    snapshot = None
+    if spec.engine is None:
+        snapshot = bundle.make(loaded)
+        spec = spec.model_copy(update={"bundle": snapshot.digest, "entry": snapshot.entry})
     if strict:
         require_revision(spec)
     if dry_run:
@@ -43,6 +60,8 @@ def deploy(
             raise SystemExit(output.DOES_NOT_FIT)
         return
     platform = client.connect_or_start(config)
+    if snapshot is not None:
+        _send(platform, snapshot)
     if spec.engine is not None and spec.engine.args:
         output.note("Having the engine's own parser check engine_args (some seconds if they are new) …")
     if not yes and output.on_terminal():
@@ -78,6 +97,18 @@ def deploy(
         output.document({**_document(view), "chute": ready.model_dump(mode="json"), "url": platform.url})
     else:
         _invite(platform, ready)
+
+
+def _send(platform: client.Platform, snapshot: bundle.Bundle) -> None:
+    files = f"{len(snapshot.files)} file{'s' * (len(snapshot.files) != 1)}"
+    output.note(f"Sending {files}, {len(snapshot.data) / 1024:.0f} KiB: {_some(snapshot.files)}")
+    if snapshot.left_out:
+        output.note(f"Not sent, as they look like secrets: {_some(snapshot.left_out)}")
+    platform.upload("/bundles", snapshot.data, digest=snapshot.digest)
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
 def _post(platform: client.Platform, spec: ChuteSpec, dry_run: bool = False) -> DeployView:
@@ -206,17 +237,39 @@ def _command(worked_out: Draft) -> list[str]:
     return [f"{KV_SPACE}={space}"] * bool(space) + engine.command(start)
 
 
+def _invite_own(platform: client.Platform, view: ChuteView) -> None:
+    """The same for an author's own code."""
+    base = f"{platform.url}/{view.slug}"
+    output.say(base)
+    output.note(f"Its functions: {', '.join(view.public_paths) or 'none with a public path'}")
+    output.note(f"In a browser: {base}/docs")
+    if not platform.call("GET", "/api_keys/"):
+        output.note("A key for it: export CHUTES_API_KEY=$(chutes keys create --name me)")
+
+
 def _invite(platform: client.Platform, view: ChuteView) -> None:
     """What a person does next."""
     instance: Any = view.instance
     output.note(f"{view.name} is ready after {instance.ready_after_seconds:.0f} s.")
+    if not view.model:
+        _invite_own(platform, view)
+        return
     output.say(f"{platform.url}/v1")
-    output.note("Ask it something:")
+    output.note("Try it:")
     if not platform.call("GET", "/api_keys/"):
         output.note("  export CHUTES_API_KEY=$(chutes keys create --name me)")
+    path, body = example(view)
     output.note(
-        f"  curl {platform.url}/v1/chat/completions \\\n"
+        f"  curl {platform.url}{path} \\\n"
         f'    -H "Authorization: Bearer $CHUTES_API_KEY" -H "Content-Type: application/json" \\\n'
-        f'    -d \'{{"model": "{view.name}", "messages": [{{"role": "user", '
-        f'"content": "What is the capital of France?"}}]}}\''
+        f"    -d {shlex.quote(json.dumps(body))}"
     )
+
+
+def example(view: ChuteView) -> tuple[str, dict[str, Any]]:
+    """A path and a body to try first, by what the chute can do."""
+    for able, (path, body) in EXAMPLES.items():
+        if able in view.capabilities:
+            return path, {"model": view.name, **body}
+    own = [path for path in view.public_paths if path != "/v1/models"]
+    return f"/{view.slug}{own[0] if own else ''}", {}

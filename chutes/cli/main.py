@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,10 @@ app.add_typer(keys, name="keys")
 aliases = typer.Typer(help="Further names for chutes.", no_args_is_help=True)
 app.add_typer(engines, name="engines")
 app.add_typer(aliases, name="alias")
+secrets = typer.Typer(help="Environment variables for chutes, shown to nobody.", no_args_is_help=True)
+jobs = typer.Typer(help="Functions of a chute that run once and leave files.", no_args_is_help=True)
+app.add_typer(secrets, name="secrets")
+app.add_typer(jobs, name="jobs")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
@@ -325,6 +330,124 @@ def engines_remove(
     from chutes.cli import engines as command
 
     command.remove(engine, json)
+
+
+Restart = Annotated[bool, typer.Option("--restart", help="Restart the chutes that run without it.")]
+
+
+@secrets.command("create")
+def secrets_create(
+    key: Annotated[str, typer.Option(help="Name of the environment variable.")],
+    purpose: Annotated[str, typer.Option(help="Name or id of a chute; default: all chutes.")] = "",
+    value: Annotated[
+        str | None, typer.Option(help="Better left out: then it is asked for, or read from stdin.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Another value for one that is there.")] = False,
+    restart: Restart = False,
+    json: Json = False,
+) -> None:
+    """Keep a secret for a chute's instances and jobs."""
+    from chutes.cli import secrets as command
+
+    command.create(purpose, key, value, replace, restart, json)
+
+
+@secrets.command("list")
+def secrets_list(json: Json = False) -> None:
+    """All secrets, without their values."""
+    from chutes.cli import secrets as command
+
+    command.list_all(json)
+
+
+@secrets.command("delete")
+def secrets_delete(
+    name: Annotated[str, typer.Argument(help="Key or id of a secret.")],
+    restart: Restart = False,
+    json: Json = False,
+) -> None:
+    """Forget a secret."""
+    from chutes.cli import secrets as command
+
+    command.delete(name, restart, json)
+
+
+Run = Annotated[str, typer.Argument(help="Id of a run, from `chutes jobs list`.")]
+
+
+@jobs.command("run")
+def jobs_run(
+    chute: Name,
+    job: Annotated[str, typer.Argument(help="Name of the job's function.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="name=value, the value JSON or else text.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="All of them as JSON, or @file.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it is over; 1 if it failed.")] = False,
+    json: Json = False,
+) -> None:
+    """Start a job."""
+    from chutes.cli import jobs as command
+
+    command.run(chute, job, arguments or [], data, wait, json)
+
+
+@jobs.command("list")
+def jobs_list(
+    chute: Annotated[str | None, typer.Option(help="Only of this chute.")] = None, json: Json = False
+) -> None:
+    """Runs of jobs, and how they are."""
+    from chutes.cli import jobs as command
+
+    command.list_all(chute, json)
+
+
+@jobs.command("show")
+def jobs_show(run: Run, json: Json = False) -> None:
+    """One run: its status, result and files."""
+    from chutes.cli import jobs as command
+
+    command.show(run, json)
+
+
+@jobs.command("cancel")
+def jobs_cancel(run: Run, json: Json = False) -> None:
+    """Ask a run to stop; kill it if it does not."""
+    from chutes.cli import jobs as command
+
+    command.cancel(run, json)
+
+
+@jobs.command("logs")
+def jobs_logs(
+    run: Run,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines from before now.")] = 200,
+) -> None:
+    """What a run has written."""
+    from chutes.cli import jobs as command
+
+    command.logs(run, follow, lines)
+
+
+@jobs.command("files")
+def jobs_files(run: Run, json: Json = False) -> None:
+    """Files that a run has left."""
+    from chutes.cli import jobs as command
+
+    command.files(run, json)
+
+
+@jobs.command("download")
+def jobs_download(
+    run: Run,
+    path: Annotated[str | None, typer.Argument(help="One file; default: all.")] = None,
+    to: Annotated[Path, typer.Option(help="Directory to put them in.")] = Path(),
+) -> None:
+    """Bring a run's files here."""
+    from chutes.cli import jobs as command
+
+    command.download(run, path, to)
 
 
 def _version(wanted: bool) -> None:

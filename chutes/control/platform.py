@@ -11,16 +11,20 @@ import contextlib
 import logging
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
+from dataclasses import replace as replace_value
 
 from chutes.config import Config
+from chutes.control import bundles, secrets, slots, tracing
 from chutes.control import keys as api_keys
 from chutes.control import listing as listings
-from chutes.control import slots, tracing
 from chutes.control.access_log import AccessLog
 from chutes.control.deploying import Draft
+from chutes.control.job_runs import JobRuns
 from chutes.control.keys import ApiKey, Limits
 from chutes.control.listing import Listing
+from chutes.control.memory import promised
 from chutes.control.metering import Meter
 from chutes.control.reconcile import (
     Closing,
@@ -38,10 +42,12 @@ from chutes.control.reconcile import (
     step,
 )
 from chutes.control.routes import OWN_PATHS, current, table
+from chutes.control.secrets import Secret
 from chutes.control.store import Store
 from chutes.control.usage import UsageStore
 from chutes.control.workers import Workers
 from chutes.engine.lifecycle import Phase
+from chutes.engine.process import place_of, private_memory
 from chutes.exception import AlreadyExists, DoesNotFit, InvalidSpec, NotFound
 from chutes.fleet.base import Launch, Report
 from chutes.fleet.local import LocalFleet
@@ -80,6 +86,7 @@ class Platform:
             self.tracing.export if self.tracing else None,
         )
         self.workers = Workers(config, self)
+        self.jobs = JobRuns(config, self._secrets_of)
         self.world = World()
         self.listings: dict[str, Listing] = {}
         """By chute id; replaced, never changed."""
@@ -97,6 +104,7 @@ class Platform:
         self._read_keys()
         deployments = self.store.deployments()
         self._read_listings(deployments)
+        bundles.drop_unused(self.config, self._bundles(deployments))
         self._published = self._table()
         await self.workers.start(self._published)
         for deployment in deployments:
@@ -109,7 +117,7 @@ class Platform:
         await self.workers.close()
         if self._tasks:
             await self.submit(Closing())
-        await self.fleet.close()
+        await asyncio.gather(self.fleet.close(), self.jobs.close())
         for task in self._tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -132,17 +140,22 @@ class Platform:
                     f"{other.spec.name!r} is deployed already, by user {other.spec.username!r}.",
                     f"`chutes delete {other.spec.name}` first, or give this chute another name.",
                 )
+        if draft.spec.engine is None:
+            bundles.require(self.config, draft.spec)
         deployment = draft.deployment(known.created if known else time.time())
         self.store.save_deployment(deployment)
         self._read_listings([deployment])
         await self.submit(Deployed(deployment))
+        bundles.drop_unused(self.config, self._bundles(self.world.deployments.values()))
         log.info("deployed %s version %s", deployment.spec.name, deployment.version)
         return deployment
 
     async def delete(self, name: str) -> Deployment:
         deployment = self.find(name)
         self.store.delete_deployment(deployment.chute_id)
+        self.jobs.cancel_of(deployment.chute_id)
         await self.submit(Deleted(deployment.chute_id))
+        bundles.drop_unused(self.config, self._bundles(self.world.deployments.values()))
         self.listings = {id_: known for id_, known in self.listings.items() if id_ != deployment.chute_id}
         log.info("deleted %s", deployment.spec.name)
         return deployment
@@ -183,6 +196,54 @@ class Platform:
                 self._keys_changed()
                 return key
         raise NotFound(f"There is no API key {name!r}.", "`chutes keys list` shows them.")
+
+    def save_secret(self, purpose: str, key: str, value: str, replace: bool) -> tuple[Secret, list[str]]:
+        """Keep a secret.
+
+        Args:
+            purpose: name or id of a chute, deployed or not; empty for all.
+
+        Returns:
+            The secret, and the names of the chutes that run without its value.
+        """
+        secrets.check(key, value)
+        same = {purpose := purpose.lower()}
+        with contextlib.suppress(NotFound):
+            deployment = self.find(purpose)
+            # One that was made before the deploy has the name.
+            purpose, same = deployment.chute_id, {deployment.chute_id, deployment.spec.name.lower()}
+        known = next((s for s in self.store.secrets() if s.purpose in same and s.key == key), None)
+        if known is not None and not replace:
+            raise AlreadyExists(f"There is a secret {key} already.", "--replace gives it another value.")
+        if known is not None:
+            secret = replace_value(known, value=value)
+        else:
+            secret = Secret(str(uuid.uuid4()), purpose, key, value, time.time())
+        self.store.save_secret(secret)
+        return secret, self._running_with(secret)
+
+    def delete_secret(self, name: str) -> tuple[Secret, list[str]]:
+        """By id, or by its key where only one has it; and the chutes that still run with it."""
+        found = [s for s in self.store.secrets() if name in (s.secret_id, s.key)]
+        if not found:
+            raise NotFound(f"There is no secret {name!r}.", "`chutes secrets list` shows them.")
+        if len(found) > 1:
+            raise AlreadyExists(f"{len(found)} secrets have the key {name!r}.", "Name one by its id.")
+        self.store.delete_secret(found[0].secret_id)
+        return found[0], self._running_with(found[0])
+
+    def _running_with(self, secret: Secret) -> list[str]:
+        alive = {i.chute_id for i in self.world.instances.values() if not i.phase.over}
+        deployments = self.world.deployments.values()
+        return [
+            d.spec.name for d in deployments if d.chute_id in alive and secret.is_for(d.chute_id, d.spec.name)
+        ]
+
+    def _secrets_of(self, deployment: Deployment) -> dict[str, str]:
+        return secrets.variables(self.store.secrets(), deployment.chute_id, deployment.spec.name)
+
+    def _bundles(self, deployments: Iterable[Deployment]) -> set[str]:
+        return {deployment.spec.bundle for deployment in deployments} | self.jobs.bundles()
 
     def set_price(self, name: str, price: Price | None) -> Deployment:
         """What requests cost from now on; None: nothing. Stays when another version is deployed."""
@@ -228,6 +289,11 @@ class Platform:
         others = (d for id_, d in self.world.deployments.items() if id_ != chute_id)
         return {gpu for deployment in others for gpu in deployment.plan.gpus}
 
+    def memory_promised(self, chute_id: str) -> int:
+        """See `memory.promised`. Blocking: looks at processes."""
+        home = self.config.home
+        return promised(self.world, chute_id, lambda instance: private_memory(place_of(home, instance)))
+
     def current(self, deployment: Deployment) -> Instance | None:
         return current(deployment, self.world.of(deployment.chute_id))
 
@@ -266,7 +332,14 @@ class Platform:
             deployment = effect.deployment
             names = (deployment.spec.name, deployment.chute_id)
             self.fleet.start(
-                Launch(effect.instance_id, deployment.spec, deployment.source, deployment.plan, names)
+                Launch(
+                    effect.instance_id,
+                    deployment.spec,
+                    deployment.source,
+                    deployment.plan,
+                    names,
+                    self._secrets_of(deployment),
+                )
             )
         else:
             self.fleet.stop(effect.instance_id)

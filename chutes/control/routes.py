@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from chutes.chute.agreed import PAGES
+from chutes.chute.spec import ChuteSpec
 from chutes.control.listing import Listing
 from chutes.control.reconcile import Deployment, Instance, World
 from chutes.engine.lifecycle import Phase
 from chutes.wire import Key, Route, Table, Upstream
 
 OWN_PATHS = {
-    "api_keys", "chutes", "health", "instances", "metrics", "model_aliases", "models", "ping", "prices",
-    "shutdown", "usage",
+    "api_keys", "bundles", "chutes", "health", "instances", "jobs", "metrics", "model_aliases", "models",
+    "ping", "prices", "secrets", "shutdown", "usage",
 }  # fmt: skip
 """First segments of the platform's own paths."""
 
@@ -59,16 +61,9 @@ def _route(deployment: Deployment, world: World, listing: Listing, slots: Mappin
     return Route(
         chute_id=spec.uid,
         name=spec.name,
-        paths={
-            cord.public_api_path: cord.passthrough_path or cord.path
-            for cord in spec.cords
-            # GET cords (the model list) are answered by the gateway itself, and code of the author's own
-            # has no process to run in beside an engine yet.
-            if cord.public_api_path
-            and cord.public_api_method == "POST"
-            and cord.passthrough
-            and not _is_ours(cord.public_api_path)
-        },
+        paths=_paths(spec) if spec.engine is not None else _own_paths(spec),
+        methods=_methods(spec) if spec.engine is None else {},
+        calls=[cord.path for cord in spec.cords] if spec.engine is None else [],
         upstreams=[
             Upstream(
                 instance.id,
@@ -96,6 +91,38 @@ def _route(deployment: Deployment, world: World, listing: Listing, slots: Mappin
         slot=slots.get(spec.uid, 0),
         asleep=spec.uid in world.asleep,
     )
+
+
+def _paths(spec: ChuteSpec) -> dict[str, str]:
+    """Beside an engine."""
+    return {
+        cord.public_api_path: cord.passthrough_path or cord.path
+        for cord in spec.cords
+        # GET cords (the model list) are answered by the gateway itself, and code of the author's own
+        # has no process to run in beside an engine yet.
+        if cord.public_api_path
+        and cord.public_api_method == "POST"
+        and cord.passthrough
+        and not _is_ours(cord.public_api_path)
+    }
+
+
+OPENAPI = PAGES[1]
+
+
+def _own_paths(spec: ChuteSpec) -> dict[str, str]:
+    """An author's own code is reached by slug or id, so that no path of it can be in anybody's way."""
+    paths = {cord.public_api_path: cord.public_api_path for cord in spec.cords if cord.public_api_path}
+    return {OPENAPI: OPENAPI, **paths}  # the other page is the gateway's: a browser has no key to send
+
+
+def _methods(spec: ChuteSpec) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {page: ["GET"] for page in PAGES}
+    for cord in spec.cords:
+        path, method = cord.public_api_path, cord.public_api_method
+        if path and method not in found.setdefault(path, []):
+            found[path].append(method)
+    return found
 
 
 def _is_ours(path: str) -> bool:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from chutes.control.keys import ApiKey
 from chutes.control.reconcile import Deployment
+from chutes.control.secrets import Secret
 from chutes.exception import AlreadyExists, ChutesError
 from chutes.wire import Price
 
@@ -53,6 +54,16 @@ CREATE TABLE prices (                   -- US dollars per million tokens
 CREATE TABLE aliases (
     alias    TEXT PRIMARY KEY,
     chute_id TEXT NOT NULL              -- may be gone; then the alias waits for it
+) STRICT;
+""",
+    """
+CREATE TABLE secrets (
+    secret_id  TEXT PRIMARY KEY,
+    purpose    TEXT NOT NULL,           -- a chute's id or name in lower case, deployed or not; '' for all
+    key        TEXT NOT NULL,
+    value      TEXT NOT NULL,           -- as it is: who can read this file can read the platform's memory
+    created_at REAL NOT NULL,
+    UNIQUE (purpose, key)
 ) STRICT;
 """,
 )
@@ -200,3 +211,20 @@ class Store:
 
     def delete_alias(self, alias: str) -> None:
         self._db.execute("DELETE FROM aliases WHERE alias = ?", (alias,))
+
+    def secrets(self) -> list[Secret]:
+        rows = self._db.execute(
+            "SELECT secret_id, purpose, key, value, created_at FROM secrets ORDER BY purpose, key"
+        )
+        return [Secret(*row) for row in rows]
+
+    def save_secret(self, secret: Secret) -> None:
+        """A new one, or another value for the one of that purpose and key."""
+        self._db.execute(
+            "INSERT INTO secrets VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (purpose, key) DO UPDATE SET value = excluded.value",
+            (secret.secret_id, secret.purpose, secret.key, secret.value, secret.created_at),
+        )
+
+    def delete_secret(self, secret_id: str) -> None:
+        self._db.execute("DELETE FROM secrets WHERE secret_id = ?", (secret_id,))

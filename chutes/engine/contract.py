@@ -41,6 +41,8 @@ class Start:
     endpoint: Endpoint
     place: Path
     """A directory of its own, there while it runs."""
+    startup_seconds: float = 1800.0
+    """What an author's own startup may take."""
 
     @property
     def args(self) -> list[str]:

@@ -34,6 +34,10 @@ class _Cause:
     fatal: bool = True
 
 
+OWN_CODE = re.compile(r"\nchutes: (fatal|failed): ([^\n]*)")
+"""What the instance of an author's own code says last; see `chute/instance`."""
+
+
 def _cause(pattern: str, summary: str, fix: str, fatal: bool = True) -> _Cause:
     return _Cause(re.compile(pattern, re.IGNORECASE), summary, fix, fatal)
 
@@ -120,16 +124,20 @@ _CAUSES = (
 SIGKILL_CODE = 128 + 9
 
 
-def diagnose(log_tail: str, exit_code: int | None) -> Reason:
+def diagnose(log_tail: str, exit_code: int | None, own_code: bool = False) -> Reason:
     """Name the cause of an engine's end.
 
     Args:
         log_tail: the last part of its log, some tens of kilobytes.
         exit_code: its exit status; 128 + n when signal n killed it; None when it still runs.
+        own_code: the log is of an author's own code, in which tracebacks mean nothing: cords raise them.
     """
     text = _strip_prefixes(log_tail)
     lines = tuple(line for line in text.splitlines() if line.strip())[-LINES_SHOWN:]
-    for cause in _CAUSES:
+    if own_code and (said := list(OWN_CODE.finditer("\n" + text))):
+        kind, what = said[-1].groups()
+        return Reason(f"{what}", "`chutes logs` has the whole of it.", kind == "fatal", lines)
+    for cause in () if own_code else _CAUSES:
         # The last one: a log may hold an earlier, survived complaint of the same kind.
         found = list(cause.pattern.finditer("\n" + text))
         if found:

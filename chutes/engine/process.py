@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -77,6 +78,16 @@ def found_in(place: Path) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue  # gone meanwhile, or somebody else's
     return found
+
+
+def private_memory(place: Path) -> int:
+    """Bytes of main memory that processes of `place` hold for themselves: not files, which can be dropped."""
+    total = 0
+    for process in found_in(place):
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            total += max(0, memory.rss - getattr(memory, "shared", 0))
+    return total
 
 
 def _marks(process: psutil.Process) -> Iterator[str]:

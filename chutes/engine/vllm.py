@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from chutes.engine import arguments
+from chutes.engine import arguments, embedding
 from chutes.engine.contract import Endpoint, Progress, Released, Start
 from chutes.engine.gguf import converted
 from chutes.engine.process import ask
@@ -84,7 +84,8 @@ def variables(
 
     Args:
         kv_cache_bytes: memory for the KV cache, on a CPU; vLLM takes whole GiB there, so it is rounded down
-            (never below 1). None lets vLLM decide.
+            (never below 1). None lets vLLM decide; 0, of a model that keeps none, must not: it would want
+            most of the machine's memory to be free before it starts.
         args: the author's arguments: with `--kv-cache-memory-bytes` among them `kv_cache_bytes` is ignored,
             because in vLLM the variable beats the argument.
     """
@@ -106,7 +107,7 @@ def variables(
         "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "0",
         "PYTHONUNBUFFERED": "1",
     }
-    if accelerator == "cpu" and kv_cache_bytes and "kv-cache-memory-bytes" not in given(args):
+    if accelerator == "cpu" and kv_cache_bytes is not None and "kv-cache-memory-bytes" not in given(args):
         values["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, kv_cache_bytes // GIB))
     return values
 
@@ -175,8 +176,12 @@ class Vllm(Released):
         return await converted(python, files, progress)
 
     def command(self, start: Start) -> list[str]:
+        spec, plan, args = start.spec.engine, start.plan, start.args
+        assert spec is not None
         assert start.directory is not None
-        plan, args = start.plan, start.args
+        if spec.task == "embed":
+            args = [*embedding.fitting(plan.engine_args, start.directory), *spec.args]
+            args += embedding.defaults(spec, start.directory, args)
         return command(
             start.python,
             start.directory,
@@ -194,7 +199,10 @@ class Vllm(Released):
         return milestone(log)
 
     async def warm(self, start: Start) -> None:
-        await warm(start.endpoint, start.served_names[0])
+        if start.spec.engine is not None and start.spec.engine.task == "embed":
+            await embedding.warm(start.endpoint, start.served_names[0], WARM_SECONDS)
+        else:
+            await warm(start.endpoint, start.served_names[0])
 
 
 async def warm(endpoint: Endpoint, name: str) -> None:

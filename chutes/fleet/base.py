@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from chutes.chute.spec import ChuteSpec
@@ -25,6 +25,8 @@ class Launch:
     plan: Plan
     served_names: tuple[str, ...]
     """Model names that the engine must answer to; the first is the one it shows."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What its owner keeps for it: environment variables, never to be shown or logged."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from chutes.engine.contract import Endpoint, Engine, Start
 from chutes.engine.diagnosis import Reason, diagnose
 from chutes.engine.lifecycle import Phase
 from chutes.engine.process import EngineProcess, ask, free_port, place_of, sweep, tail
+from chutes.engine.python import unpack_bundle
 from chutes.exception import ChutesError, EngineFailed
 from chutes.fleet.base import Launch, Report
 from chutes.model import source as model
@@ -172,13 +173,21 @@ class LocalFleet:
         endpoint = Endpoint("127.0.0.1", free_port(self._ports.values()), secrets.token_hex(16))
         self._ports[launch.instance_id] = endpoint.port
         place = place_of(self.config.home, launch.instance_id)
-        start = Start(launch.spec, plan, python, directory, launch.served_names, endpoint, place)
+        start = Start(
+            launch.spec, plan, python, directory, launch.served_names, endpoint, place,
+            self.config.startup_seconds,
+        )  # fmt: skip
+        if launch.spec.bundle:
+            await asyncio.to_thread(unpack_bundle, launch.spec, self.config, place)
         variables = engine.variables(start)
         if plan.gpus:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, plan.gpus))
             variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order; CUDA's own is fastest first
         process = await EngineProcess.start(
-            engine.command(start), {**inherited(), **variables}, self.log_path(launch.instance_id), place
+            engine.command(start),
+            {**inherited(), **launch.secrets, **variables},
+            self.log_path(launch.instance_id),
+            place,
         )
         self._tell(launch, Phase.LOADING, "starting the engine", pid=process.pid)
         return start, process
@@ -201,7 +210,7 @@ class LocalFleet:
                     break
                 done, _ = await asyncio.wait({ended}, timeout=POLL_SECONDS)
                 if done:
-                    raise _ended(process, ended.result())
+                    raise _ended(launch, process, ended.result())
                 self._tell(
                     launch,
                     Phase.LOADING,
@@ -218,7 +227,7 @@ class LocalFleet:
             try:
                 await asyncio.wait({ended, warm}, return_when=asyncio.FIRST_COMPLETED)
                 if ended.done():
-                    raise _ended(process, ended.result())
+                    raise _ended(launch, process, ended.result())
                 await warm
             finally:
                 warm.cancel()
@@ -235,7 +244,7 @@ class LocalFleet:
             while misses < WATCH_MISSES:
                 done, _ = await asyncio.wait({ended}, timeout=WATCH_SECONDS)
                 if done:
-                    return diagnose(tail(process.log, LOG_TAIL_BYTES), ended.result())
+                    return _why(launch, process, ended.result())
                 status, _ = await ask(endpoint.port, "/health", endpoint.api_key, timeout=WATCH_TIMEOUT)
                 misses = 0 if status == 200 else misses + 1
             self._tell(launch, Phase.DRAINING, "does not answer any more")  # out of the route table now
@@ -254,8 +263,12 @@ class _Ended(EngineFailed):
         self.reason = reason
 
 
-def _ended(process: EngineProcess, code: int) -> _Ended:
-    return _Ended(diagnose(tail(process.log, LOG_TAIL_BYTES), code))
+def _ended(launch: Launch, process: EngineProcess, code: int) -> _Ended:
+    return _Ended(_why(launch, process, code))
+
+
+def _why(launch: Launch, process: EngineProcess, code: int) -> Reason:
+    return diagnose(tail(process.log, LOG_TAIL_BYTES), code, own_code=launch.spec.engine is None)
 
 
 def _context_length(body: bytes) -> int | None:

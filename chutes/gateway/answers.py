@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from chutes import wire
+from chutes.chute import docs
 from chutes.exception import ChutesError
 
 TYPES = {
@@ -84,6 +85,7 @@ class Answer(NamedTuple):
     body: bytes
     headers: bytes = b""
     """Header lines beyond the usual ones, each ending in CRLF."""
+    kind: bytes = b"application/json"
 
 
 def serialise(answer: Answer, request_id: bytes, *, close: bool = False, head_only: bool = False) -> bytes:
@@ -91,7 +93,7 @@ def serialise(answer: Answer, request_id: bytes, *, close: bool = False, head_on
     return b"".join(
         (
             STATUS_LINES[answer.status],
-            b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(answer.body),
+            b"Content-Type: %b\r\nContent-Length: %d\r\n" % (answer.kind, len(answer.body)),
             answer.headers,
             b"X-Request-Id: %b\r\n" % request_id if request_id else b"",
             b"Connection: close\r\n\r\n" if close else b"\r\n",
@@ -110,7 +112,8 @@ FEATURES = {
 
 
 def model_object(route: wire.Route) -> dict[str, Any]:
-    """One entry of `/v1/models`: OpenAI's fields, then the published platform's, then `state` and `aliases`.
+    """One entry of `/v1/models`: OpenAI's fields, then the published platform's, then ours: `capabilities`
+    (see `wire.Route`), `state` and `aliases`.
 
     Prices are US dollars per million tokens, as there.
     """
@@ -141,6 +144,7 @@ def model_object(route: wire.Route) -> dict[str, Any]:
             "input_cache_read": {"usd": route.price.cached},
         },
         "pricing": price,
+        "capabilities": able,
         # While a new version starts, its phase is not what a caller meets: the old one still answers.
         "state": "ready" if route.upstreams else "asleep" if route.asleep else route.phase,
         "aliases": route.aliases,
@@ -161,6 +165,15 @@ def model(route: wire.Route) -> Answer:
     return Answer(200, msgspec.json.encode(model_object(route)))
 
 
+DOCS = Answer(
+    200,
+    docs.page(),
+    # It types a key in: nothing from elsewhere may be in it, nor it in a frame of somebody's.
+    b"Content-Security-Policy: default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    b"connect-src 'self'; img-src blob:; media-src blob:; frame-ancestors 'none'\r\n",
+    kind=b"text/html; charset=utf-8",
+)
+"""The page at `/{slug}/docs`. It holds nothing of the chute, and so wants no key; what it asks for does."""
 PING = Answer(200, b'{"message":"pong"}')
 HEALTHY = Answer(200, b'{"status":"ok"}')
 WELCOME = Answer(

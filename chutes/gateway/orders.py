@@ -90,8 +90,9 @@ class Aim:
         self.name = route.name
         self.capabilities = route.capabilities
         self.head = b"POST %b%b HTTP/1.1\r\n%b" % (inner, query, standing.fields)
-        self.chat = inner in CHAT_PATHS
-        self.completions = inner in COMPLETION_PATHS
+        own = bool(route.methods)  # an author's own code may forbid what it does not know
+        self.chat = inner in CHAT_PATHS and not own
+        self.completions = inner in COMPLETION_PATHS and not own
         self.thinking = thinking
         self.twins = self.chat and "reasoning" in route.capabilities
 

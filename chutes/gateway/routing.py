@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from chutes import wire
+from chutes.chute import agreed
 from chutes.gateway.access import may_invoke
 from chutes.gateway.answers import Refusal
 
@@ -24,11 +25,15 @@ OPENAI_PATHS = (
     "/v1/moderations",
     "/v1/rerank",
     "/v1/score",
+    "/tokenize",
+    "/detokenize",
 )
 """Known to be inference even when no chute serves them, so that a caller hears which paths there are."""
 
 MODELS_PATHS = (b"/v1/models", b"/models")
 
+
+CALLS = agreed.CALLS.encode()
 
 MAX_NAMES = 16
 MAX_MODEL_CHARS = 2000
@@ -57,7 +62,7 @@ def spellings(path: str) -> list[str]:
 class Destination:
     """One route, prepared for look-ups."""
 
-    __slots__ = ("inner", "route")
+    __slots__ = ("calls", "inner", "methods", "own", "route")
 
     def __init__(self, route: wire.Route) -> None:
         self.route = route
@@ -67,6 +72,16 @@ class Destination:
             for spelling in spellings(public):
                 self.inner.setdefault(spelling.encode(), inner.encode())
         self.inner.update({public.encode(): inner.encode() for public, inner in route.paths.items()})
+        self.own = bool(route.methods)
+        """It is its author's own code: its paths are its own affair, and its bodies too."""
+        self.methods: dict[bytes, tuple[bytes, ...]] = {}
+        """Public path → what it is asked with; a path that is not here, with POST."""
+        for public, methods in route.methods.items():
+            for spelling in spellings(public):
+                self.methods.setdefault(spelling.encode(), tuple(method.encode() for method in methods))
+        self.calls = {path.encode(): CALLS + path.encode() for path in route.calls}
+        """Path of a function as it is called from Python → the instance's path."""
+        self.inner.update({inner: inner for inner in self.calls.values()})
 
 
 class Resolved(NamedTuple):
@@ -96,13 +111,20 @@ class Routes:
         for name, destination in self._exact.items():
             self._folded.setdefault(name.casefold(), destination)
         self._resolved = {name: Resolved((destination,)) for name, destination in self._exact.items()}
+        self._called = {
+            destination.route.chute_id.encode(): destination
+            for destination in destinations
+            if destination.calls
+        }
         self._slugs = {
             destination.route.slug.encode(): destination
             for destination in reversed(destinations)
             if destination.route.slug
         }
         self.inference_paths = {spelling.encode() for path in OPENAI_PATHS for spelling in spellings(path)}
-        self.inference_paths.update(path for destination in destinations for path in destination.inner)
+        self.inference_paths.update(
+            path for destination in destinations if not destination.own for path in destination.inner
+        )
         """Paths that belong to chutes, and never to the control API."""
 
     def find(self, name: str) -> Destination | None:
@@ -186,6 +208,18 @@ class Routes:
         slug, slash, rest = path[1:].partition(b"/")
         destination = self._slugs.get(slug) if slash else None
         return (destination, b"/" + rest) if destination is not None else None
+
+    def by_call(self, path: bytes) -> tuple[Destination, bytes] | None:
+        """For `/chutes/{chute_id}/fn` where the chute has that function: the chute and the instance's path.
+
+        Whatever it has no function for is the control API's.
+        """
+        if not path.startswith(b"/chutes/"):
+            return None
+        id_, slash, function = path[len(b"/chutes/") :].partition(b"/")
+        destination = self._called.get(id_)
+        inner = destination.calls.get(slash + function) if destination is not None else None
+        return None if destination is None or inner is None else (destination, inner)
 
     def visible(self, key: wire.Key) -> list[wire.Route]:
         """The routes that a key may invoke."""

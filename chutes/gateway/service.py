@@ -15,6 +15,7 @@ from msgspec import UNSET
 
 from chutes import wire
 from chutes.board import Board
+from chutes.chute import agreed
 from chutes.config import is_loopback
 from chutes.gateway import answers
 from chutes.gateway.access import Access, check_expiry, may_invoke
@@ -25,7 +26,8 @@ from chutes.gateway.http import RequestHead
 from chutes.gateway.orders import JSON_BODY, Aim, Order, Standing
 from chutes.gateway.routing import MODELS_PATHS, Destination, Routes, no_such_path
 from chutes.gateway.scores import Preference, Room, rank
-from chutes.gateway.surface import COMPLETION_PATHS, Peek, peek, rewrite
+from chutes.gateway.shapes import Peek
+from chutes.gateway.surface import COMPLETION_PATHS, peek, rewrite
 from chutes.gateway.upstream import Upstreams
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 FROM_ELSEWHERE = (b"origin", b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 """Fields that a browser or a proxy adds to what others ask."""
+
+POST = (b"POST",)
+DOCS_PATH = agreed.PAGES[0].encode()
 
 STATIC = {b"/": answers.WELCOME, b"/ping": answers.PING, b"/health": answers.HEALTHY}
 MODEL_PREFIXES = tuple(path + b"/" for path in MODELS_PATHS)
@@ -89,10 +94,18 @@ class Service:
         inference = destination is not None or path in self._routes.inference_paths
         if not inference and method == b"POST" and path.startswith(b"/v1/"):
             inference = not _is_ours(path)
-        if inference and method != b"POST":
-            raise _wrong_method(b"POST")
+        allowed = POST if destination is None else destination.methods.get(inner, POST)
+        if inference and method not in allowed:
+            raise _wrong_method(b", ".join(allowed))
         if not inference and _is_ours(path):
             return self._from_memory(request, now)
+        if (
+            inner == DOCS_PATH
+            and destination is not None
+            and destination.own
+            and inner not in destination.inner
+        ):
+            return answers.DOCS
         key = self._access.identify(request.credential, now)
         if not inference and not key.admin:
             if path.startswith(b"/v1/"):
@@ -116,7 +129,8 @@ class Service:
             return destination, path
         if path in self._routes.inference_paths or _is_ours(path):
             return None, path
-        return self._routes.by_path(path) or (None, path)
+        called = self._routes.by_call(path) if request.method == b"POST" else None
+        return called or self._routes.by_path(path) or (None, path)
 
     def serve(self, request: RequestHead, body: bytes, now: float) -> Answer | Order:
         """Decide on a whole request. Raises Refusal.
@@ -126,9 +140,10 @@ class Service:
         """
         standing = request.standing
         if standing is None or standing.edition is not self._edition:
-            standing = self.admit(request, len(body), now)
-            if isinstance(standing, Answer):
-                return standing
+            admitted = self.admit(request, len(body), now)
+            if isinstance(admitted, Answer):
+                return admitted
+            standing = admitted
         else:
             if len(body) > self.max_body:
                 raise self.too_large()
@@ -221,7 +236,9 @@ class Service:
         path = standing.inner
         inner = destination.inner.get(path)
         route = destination.route
-        if inner in COMPLETION_PATHS or (path in self._routes.inference_paths and _is_json(request)):
+        if destination.own:
+            pass  # what it makes of a body is its own affair
+        elif inner in COMPLETION_PATHS or (path in self._routes.inference_paths and _is_json(request)):
             try:
                 peeked = peek(body)
             except Refusal as refusal:
@@ -234,10 +251,17 @@ class Service:
             raise _not_allowed(route)
         if inner is None:
             raise no_such_path(path, route)
-        kind = b"Content-Type: %b\r\n" % request.headers.get(b"content-type", b"application/octet-stream")
-        fields = standing.fields.removeprefix(JSON_BODY) + kind
-        head = b"POST %b%b HTTP/1.1\r\n%bContent-Length: %d\r\n" % (inner, request.query, fields, len(body))
-        return Order(standing, self.upstreams.group(route.chute_id), route.name, head, body)
+        fields = standing.fields.removeprefix(JSON_BODY)
+        method = request.method
+        if body or method == b"POST":
+            kind = request.headers.get(b"content-type", b"application/octet-stream")
+            fields += b"Content-Type: %b\r\nContent-Length: %d\r\n" % (kind, len(body))
+        head = b"%b %b%b HTTP/1.1\r\n%b" % (method, inner, request.query, fields)
+        order = Order(standing, self.upstreams.group(route.chute_id), route.name, head, body)
+        if destination.own:
+            # Asked twice, an author's function may do twice what it does; a model only answers twice.
+            order.repeatable = method == b"GET"
+        return order
 
     def _from_memory(self, request: RequestHead, now: float) -> Answer:
         path = request.path

@@ -66,6 +66,7 @@ class Image:
         self._lines: list[str] = []
         self._workdir = "/"
         self._context: list[str] = []
+        self._local: list[tuple[Path, str]] = []
 
     @property
     def uid(self) -> str:
@@ -81,6 +82,11 @@ class Image:
     def context_files(self) -> list[str]:
         """Local files and directories that the Dockerfile adds, relative to their build directory."""
         return list(self._context)
+
+    @property
+    def local_files(self) -> list[tuple[Path, str]]:
+        """The same with their build directories: (directory, path below it)."""
+        return list(self._local)
 
     def __str__(self) -> str:
         return "\n".join([f"FROM {self._base}", *self._lines])
@@ -221,6 +227,7 @@ class Image:
         sources = [source] if url else _matches(source, Path(build_dir or Path.cwd()))
         if not url:
             self._context += sources
+            self._local += [(Path(build_dir or Path.cwd()).resolve(), one) for one in sources]
         if len(sources) > 1 and not dest.endswith("/"):
             dest += "/"  # Docker refuses several sources otherwise
         words = [*sources, dest]
