@@ -168,17 +168,16 @@ def test_neighbours_of_owned_options_are_allowed():
 
 
 @pytest.mark.filterwarnings("ignore::chutes.chute.NotEnforcedWarning")
-@pytest.mark.parametrize("path", sorted(PUBLISHED_FILES.glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(PUBLISHED_FILES.glob("vllm*.py")), ids=lambda p: p.stem)
 def test_published_chute_files_deploy_unchanged(path):
     loaded = load(f"{path.name}:chute", cwd=path.parent)
     spec = loaded.chute.to_spec(loaded.ref, loaded.code)
     assert spec.username == "someone"
     assert spec.code == path.read_text()
     json.loads(spec.model_dump_json())
-    if path.stem.startswith("vllm"):
-        assert spec.engine is not None
-        assert spec.engine.revision == spec.revision
-        assert len(spec.revision or "") == 40
+    assert spec.engine is not None
+    assert spec.engine.revision == spec.revision
+    assert len(spec.revision or "") == 40
 
 
 @pytest.mark.filterwarnings("ignore::chutes.chute.NotEnforcedWarning")
