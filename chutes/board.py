@@ -11,19 +11,25 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from typing import Final
 
-INSTANCE_SLOTS = 1024
-KEY_SLOTS = 4096
+INSTANCE_SLOTS: Final = 1024
+KEY_SLOTS: Final = 4096
 
 # Of a key, all about its present minute (see `gateway/quota.py`).
-MINUTE, REQUESTS, TOKENS, REQUESTS_BEFORE, TOKENS_BEFORE, KEY_IN_FLIGHT = range(6)
-KEY_CELLS = 6
+MINUTE: Final = 0
+REQUESTS: Final = 1
+TOKENS: Final = 2
+REQUESTS_BEFORE: Final = 3
+TOKENS_BEFORE: Final = 4
+KEY_IN_FLIGHT: Final = 5
+KEY_CELLS: Final = 6
 
 # Columns of a row: requests in flight and waiting by instance slot, then the cells of each key.
-QUEUED_AT = INSTANCE_SLOTS
-KEYS_AT = 2 * INSTANCE_SLOTS
-COLUMNS = KEYS_AT + KEY_SLOTS * KEY_CELLS
-CELL_BYTES = 8
+QUEUED_AT: Final = INSTANCE_SLOTS
+KEYS_AT: Final = 2 * INSTANCE_SLOTS
+COLUMNS: Final = KEYS_AT + KEY_SLOTS * KEY_CELLS
+CELL_BYTES: Final = 8
 
 
 class Board:

@@ -21,6 +21,8 @@ from chutes.exception import NotConfigured
 
 USERNAME_PATTERN = re.compile(r"^[a-zA-Z0-9_]{3,15}$")  # the published platform's rule
 
+CONTAINERS = ("auto", "docker", "podman", "none")
+
 
 @dataclass(frozen=True)
 class Knob:
@@ -43,6 +45,9 @@ KNOBS: dict[str, Knob] = {
     "port": Knob("CHUTES_PORT", "serve", "port", "8000", "port the gateway listens on"),
     "workers": Knob("CHUTES_WORKERS", "serve", "workers", "", "gateway processes; default: one per 4 cores"),
     "no_auth": Knob("CHUTES_NO_AUTH", "serve", "no_auth", "0", "1: no keys, on a loopback address only"),
+    "containers": Knob(
+        "CHUTES_CONTAINERS", "serve", "containers", "auto", "docker, podman or none, for authors' images"
+    ),
     "max_body_mib": Knob("CHUTES_MAX_BODY_MIB", "serve", "max_body_mib", "32", "largest request body"),
     "usage_days": Knob("CHUTES_USAGE_DAYS", "usage", "days", "30", "days that single requests are kept"),
     "usage_rows": Knob("CHUTES_USAGE_ROWS", "usage", "rows", "2000000", "single requests kept at most"),
@@ -72,6 +77,7 @@ class Config:
     workers: int
     max_body_bytes: int
     profiles: Path | None
+    containers: str = "auto"
     usage_days: int = 30
     usage_rows: int = 2_000_000
     access_log: bool = True
@@ -127,6 +133,7 @@ class Config:
             "host": self.host,
             "port": str(self.port),
             "workers": str(self.workers),
+            "containers": self.containers,
             "max_body_mib": str(self.max_body_bytes >> 20),
             "profiles": str(self.profiles or ""),
             "usage_days": str(self.usage_days),
@@ -187,6 +194,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         host=text("host"),
         port=number("port", 1, 65535),
         workers=number("workers", 1, 64) if text("workers") else default_workers(os.cpu_count() or 1),
+        containers=text("containers"),
         max_body_bytes=number("max_body_mib", 1, 1024) << 20,
         profiles=Path(profiles).expanduser().absolute() if profiles else None,
         usage_days=number("usage_days", 1, 3660),
@@ -203,6 +211,11 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
 
 def check(config: Config) -> None:
     """What must hold between settings. Raises NotConfigured."""
+    if config.containers not in CONTAINERS:
+        raise NotConfigured(
+            f"{KNOBS['containers'].env} must be one of {', '.join(CONTAINERS)}, not {config.containers!r}.",
+            f"Set {KNOBS['containers'].env}, or leave it out.",
+        )
     if config.no_auth and not is_loopback(config.host):
         raise NotConfigured(
             f"Without keys the gateway may only listen on this machine, not on {config.host}.",

@@ -110,6 +110,16 @@ class EngineEnvironmentError(ChutesError):
     """An engine's virtual environment cannot be made or used."""
 
 
+class ContainerError(ChutesError):
+    """No container engine works here, or the one that does lacks what it needs."""
+
+
+class BuildFailed(ContainerError):
+    """An image could not be built or fetched; trying again changes nothing."""
+
+    status = 400
+
+
 class EngineFailed(ChutesError):
     """A model server did not start, or ended by itself."""
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks.gateway import machine, programs
+from chutes import compiled
 from chutes.mortal import mortal
 
 MODEL = "bench/Model-8B-Instruct"
@@ -277,9 +278,14 @@ def versions(names: Sequence[str]) -> dict[str, str]:
         "haproxy": lambda: programs.version([programs.found("haproxy"), "-v"]),
         "vllm-router": lambda: programs.package_version(programs.CACHE / "vllm-router", "vllm-router"),
         "litellm": lambda: programs.package_version(programs.CACHE / "litellm", "litellm"),
-        "chutes": lambda: programs.version(["git", "-C", programs.HERE, "describe", "--always", "--dirty"]),
+        "chutes": _our_version,
     }
     return {name: ask[name]() for name in names if name in ask}
+
+
+def _our_version() -> str:
+    commit = programs.version(["git", "-C", programs.HERE, "describe", "--always", "--dirty"])
+    return f"{commit}, its core {'compiled' if compiled.there() else 'interpreted'}"
 
 
 def on_signals_end() -> None:

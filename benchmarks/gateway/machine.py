@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
+from chutes.mortal import mortal
+
 JIFFY = 1 / os.sysconf("SC_CLK_TCK")
+SPIN_START_SECONDS = 0.2
 
 
 class Cpus(NamedTuple):
@@ -70,6 +77,31 @@ class Usage(NamedTuple):
     busy: float
     steal: float
     at: float
+
+
+SPIN = """
+import os
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    pass
+"""
+
+
+@contextlib.contextmanager
+def awake(cpus: set[int]) -> Iterator[dict[int, int]]:
+    """Keep these CPUs from halting, by a process on each that runs only when nothing else wants to.
+
+    Yields: the process of each CPU.
+    """
+    command = [sys.executable, "-I", "-S", "-c", SPIN]
+    spinners = {cpu: subprocess.Popen(mortal(["taskset", "-c", str(cpu), *command])) for cpu in cpus}
+    try:
+        time.sleep(SPIN_START_SECONDS)
+        yield {cpu: spinner.pid for cpu, spinner in spinners.items()}
+    finally:
+        for spinner in spinners.values():
+            spinner.kill()
+            spinner.wait()
 
 
 def usage(cpu: int) -> Usage:

@@ -45,6 +45,8 @@ class Measure:
     """Instead of `arguments`, for slow contenders; None: they are left out."""
     direct: bool = True
     """Whether it means anything without a gateway."""
+    awake: bool = False
+    """All CPUs are kept from halting meanwhile: to wake one takes a hypervisor longer than a request."""
 
 
 def measures(quick: bool) -> list[Measure]:
@@ -57,6 +59,7 @@ def measures(quick: bool) -> list[Measure]:
     found = [
         Measure("requests_c64", ["--connections", "64"], pace, slow=["--connections", "64"]),
         Measure("requests_c1", ["--connections", "1"], pace / 2, slow=["--connections", "1"]),
+        Measure("requests_c1_awake", ["--connections", "1"], pace / 2, awake=True),
         Measure("requests_c256", ["--connections", "256"], pace),
         Measure("requests_16k", ["--connections", "64", "--body-bytes", "16384"], pace),
         Measure(
@@ -140,19 +143,34 @@ class Bench:
         return ["taskset", "-c", str(self._cpus.load), str(self._load), *where, *arguments]
 
     def sample(
-        self, number: int, measure: str, contender: Running, arguments: Sequence[str], seconds: float
+        self,
+        number: int,
+        measure: str,
+        contender: Running,
+        arguments: Sequence[str],
+        seconds: float,
+        *,
+        awake: bool = False,
     ) -> Sample:
         """Raises: RuntimeError when `load` could not do its work at all."""
         contender.resume()
         time.sleep(SETTLE_SECONDS)
         try:
-            return self._sample(number, measure, contender, arguments, seconds)
+            with machine.awake(set(self._cpus) if awake else set()) as spinners:
+                spinner = [spinners[self._cpus.gateway]] if awake else []
+                return self._sample(number, measure, contender, arguments, seconds, spinner)
         finally:
             time.sleep(SETTLE_SECONDS)
             contender.pause()
 
     def _sample(
-        self, number: int, measure: str, contender: Running, arguments: Sequence[str], seconds: float
+        self,
+        number: int,
+        measure: str,
+        contender: Running,
+        arguments: Sequence[str],
+        seconds: float,
+        spinner: list[int],
     ) -> Sample:
         timing = ["--seconds", f"{seconds:g}"]
         if "--warmup" not in arguments:
@@ -162,10 +180,12 @@ class Bench:
         arguments = [*arguments, *timing]
         machine_before = machine.usage(self._cpus.gateway)
         cpu, engine_cpu = machine.cpu_seconds(contender.pids), machine.cpu_seconds(self._engine.pids)
+        spun = machine.cpu_seconds(spinner)
         command = self._command(contender, arguments)
         done = subprocess.run(mortal(command), capture_output=True, check=False, timeout=120, text=True)
         cpu = machine.cpu_seconds(contender.pids) - cpu
         engine_cpu = machine.cpu_seconds(self._engine.pids) - engine_cpu
+        spun = machine.cpu_seconds(spinner) - spun
         now = machine.usage(self._cpus.gateway)
         if done.returncode or not done.stdout:
             raise RuntimeError(f"load against {contender.name}: {done.stderr.strip() or done.returncode}")
@@ -181,7 +201,7 @@ class Bench:
             cpu_s=cpu,
             engine_cpu_s=engine_cpu,
             wall_s=wall,
-            foreign=max(0.0, (used - cpu) / wall),
+            foreign=max(0.0, (used - cpu - spun) / wall),
             steal=steal / wall,
         )
 
@@ -239,5 +259,5 @@ def run_rounds(
                 seconds = (
                     max(measure.seconds, SLOW_SECONDS) if slow and measure.seconds > 0.1 else measure.seconds
                 )
-                keep(bench.sample(number, measure.name, contender, arguments, seconds))
+                keep(bench.sample(number, measure.name, contender, arguments, seconds, awake=measure.awake))
         print(f"round {number + 1} of {rounds} done", file=sys.stderr, flush=True)

@@ -145,6 +145,8 @@ def rows(result: Result) -> list[tuple[str, Callable[[str], str]]]:
         ("1 connection: p50, µs", figure("requests_c1", latency("p50"), ".0f")),
         ("  added to direct, µs (paired)", against("direct", "requests_c1", latency("p50"), added, ".0f")),
         ("  p99, µs", figure("requests_c1", latency("p99"), ".0f")),
+        ("  CPUs kept awake: p50, µs", figure("requests_c1_awake", latency("p50"), ".0f")),
+        ("  then added to direct, µs", against("direct", "requests_c1_awake", latency("p50"), added, ".0f")),
         ("CPU µs a request at 2,000/s", cpu("requests_paced", cpu_request)),
         ("SSE chunks/s, 64 streams", figure("streams", chunks_per_second, ",.0f")),
         ("  CPU µs a chunk", cpu("streams", cpu_chunk)),
@@ -181,6 +183,10 @@ def bounds(result: Result) -> list[tuple[str, bool | None, str]]:
     more = result.paired("chutes", "direct", "requests_c1", latency("p50"), added)
     nginx_more = result.paired("nginx", "direct", "requests_c1", latency("p50"), added)
     said = " µs" if nginx_more is None else f" µs (nginx adds {nginx_more:.0f})"
+    awake = result.paired("chutes", "direct", "requests_c1_awake", latency("p50"), added)
+    nginx_awake = result.paired("nginx", "direct", "requests_c1_awake", latency("p50"), added)
+    if awake is not None and nginx_awake is not None:
+        said += f"; on CPUs kept awake {awake:.0f} µs (nginx {nginx_awake:.0f})"
     bound("≤ 60 µs added to p50 at 1 connection", more, lambda v: v <= 60, ".0f", said)
     chunk = result.median("chutes", "streams_paced", cpu_chunk)
     times = result.paired("chutes", "nginx", "streams_paced", cpu_chunk, ratio)

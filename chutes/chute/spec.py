@@ -31,7 +31,8 @@ class EngineSpec(BaseModel):
     args: list[str] = Field(default_factory=list)
     """Command-line arguments for the engine, as the author gave them, already split."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """What an author sets for an engine of our own that has no command line of its own; JSON."""
+    """What an author sets that is not, or not yet, an argument: of an engine of our own, or of a template
+    whose last word depends on the model's files. JSON."""
 
 
 class CordSpec(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 import shutil
 import textwrap
@@ -23,6 +24,17 @@ from chutes.engine.lifecycle import Phase
 from chutes.exception import ChutesError, EngineFailed
 
 POLL_SECONDS = 0.25
+
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "What is the capital of France?"}]},
+    ),
+    "completions": ("/v1/completions", {"prompt": "The capital of France is", "max_tokens": 8}),
+    "embeddings": ("/v1/embeddings", {"input": ["The capital of France is Paris.", "Cats sleep all day."]}),
+    "images": ("/v1/images/generations", {"prompt": "a red bicycle", "response_format": "b64_json"}),
+}
+"""What a person may try first, by what a chute can do; the first that it can."""
 
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 
@@ -243,12 +255,21 @@ def _invite(platform: client.Platform, view: ChuteView) -> None:
         _invite_own(platform, view)
         return
     output.say(f"{platform.url}/v1")
-    output.note("Ask it something:")
+    output.note("Try it:")
     if not platform.call("GET", "/api_keys/"):
         output.note("  export CHUTES_API_KEY=$(chutes keys create --name me)")
+    path, body = example(view)
     output.note(
-        f"  curl {platform.url}/v1/chat/completions \\\n"
+        f"  curl {platform.url}{path} \\\n"
         f'    -H "Authorization: Bearer $CHUTES_API_KEY" -H "Content-Type: application/json" \\\n'
-        f'    -d \'{{"model": "{view.name}", "messages": [{{"role": "user", '
-        f'"content": "What is the capital of France?"}}]}}\''
+        f"    -d {shlex.quote(json.dumps(body))}"
     )
+
+
+def example(view: ChuteView) -> tuple[str, dict[str, Any]]:
+    """A path and a body to try first, by what the chute can do."""
+    for able, (path, body) in EXAMPLES.items():
+        if able in view.capabilities:
+            return path, {"model": view.name, **body}
+    own = [path for path in view.public_paths if path != "/v1/models"]
+    return f"/{view.slug}{own[0] if own else ''}", {}

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 import chutes
+from chutes import compiled
 from chutes import config as settings
 from chutes.cli import output
 from chutes.control.running import find_running
@@ -71,6 +72,7 @@ def examine() -> dict[str, Any]:
             for release in releases()
         ],
         "hub": hub_reach(),
+        "gateway_compiled": compiled.there() is not None,
         "platform": {"url": running.url, "pid": running.pid, "version": running.version} if running else None,
     }
 
@@ -122,6 +124,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
                 else f"not installed yet; takes {output.size(engine['disk_bytes'])}"
             )
             lines.append(_line(enough, "engine", f"{engine['id']}: {state}"))
+    core = "compiled" if found["gateway_compiled"] else f"interpreted ({compiled.ADVICE})"
+    lines.append(_line(True, "gateway", core))
     for place in ("home", "cache"):
         where = found[place]
         # Under 5 GiB not even the smallest engine fits beside a model.

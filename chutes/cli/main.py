@@ -82,6 +82,42 @@ def deploy(
 
 
 @app.command()
+def build(
+    ref: Ref,
+    dockerfile: Annotated[
+        bool, typer.Option("--dockerfile", help="Print the Dockerfile, build nothing.")
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(help="docker, podman or buildah; default: the first that works.")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also when it is there and unchanged.")] = False,
+    json: Json = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", hidden=True)] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", hidden=True)] = True,
+    local: Annotated[bool, typer.Option("--local", hidden=True)] = True,
+    public: Annotated[bool, typer.Option("--public", hidden=True)] = False,
+) -> None:
+    """Build the image that a chute's `Image` describes."""
+    from chutes.cli import build as command
+
+    # Published flags: a build here is local, asks nothing and is over when the command is.
+    del yes, wait, local, public
+    command.build(ref, dockerfile=dockerfile, engine=engine, force=force, as_json=json)
+
+
+@app.command()
+def init(
+    template: Annotated[str, typer.Argument(help="vllm, sglang, diffusion, embedding or custom.")],
+    name: Annotated[str, typer.Option(help="The file, without .py.")] = "my_chute",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Write a chute file to begin with into the current directory."""
+    from chutes.cli import init as command
+
+    command.init(template, name, force)
+
+
+@app.command()
 def ps(json: Json = False) -> None:
     """What is deployed and how it is."""
     from chutes.cli import platform

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from chutes.cli.layout import BOLD, LABEL, WIDEST, entry, paint
 from chutes.engine import vllm
+from chutes.engine.environment import INSIDE
 from chutes.hardware.choice import Choice, PlanResult
+from chutes.hardware.engine_args import for_vectors
 from chutes.model import catalogue
 from chutes.model.source import base_name
 
@@ -15,10 +17,7 @@ _FILE = "my_chute.py"
 
 
 def lines(found: PlanResult, best: Choice, width: int) -> list[str]:
-    drawn = entry(found.engine, command(found, best), width)
-    if found.engine != "vllm":
-        return drawn
-    return [*drawn, *_chute(found, best, width)]
+    return [*entry(found.engine, command(found, best), width), *_chute(found, best, width)]
 
 
 def command(found: PlanResult, best: Choice) -> str:
@@ -26,12 +25,26 @@ def command(found: PlanResult, best: Choice) -> str:
     model = shlex.quote(model_of(found))
     start = f"vllm serve {model}"
     if found.engine == "sglang":
-        start = f"python -m sglang.launch_server --model-path {model}"
+        # On a CPU it does not import by itself: the script sees to that.
+        server = "-m sglang.launch_server" if best.gpu_count else str(INSIDE / "serve_sglang.py")
+        start = f"python {server} --model-path {model}"
     elif not best.gpu_count:  # the CPU build has no `vllm` that works
         start = f"python -m {vllm.MODULE} --model {model}"
     variables = [f"{name}={value}" for name, value in best.environment.items()]
     revision = ["--revision", found.revision] if found.revision and len(found.revision) == 40 else []
-    return " ".join([*variables, start, *revision, *best.engine_args])
+    pooling = ["--runner", "pooling"] if _embeds(found) else []
+    return " ".join([*variables, start, *revision, *pooling, *_words(found, best)])
+
+
+def _embeds(found: PlanResult) -> bool:
+    """Whether it is served for its vectors. Of decoders that are trained for it nothing here knows."""
+    return found.engine == "vllm" and found.attention == "encoder"
+
+
+def _words(found: PlanResult, best: Choice) -> list[str]:
+    if not _embeds(found):
+        return best.engine_args
+    return for_vectors(best.engine_args, found.context_of_model, encoder=True)
 
 
 def model_of(found: PlanResult) -> str:
@@ -47,14 +60,15 @@ def source(found: PlanResult, best: Choice, width: int) -> list[str]:
     """A chute file of this plan."""
     selector = ", ".join(f"{key}={value!r}" for key, value in best.node_selector.items())
     revision = found.revision if found.revision and len(found.revision) == 40 else None
+    builder = "build_embedding_chute" if _embeds(found) else f"build_{found.engine}_chute"
     return [
         "from chutes.chute import NodeSelector",
-        "from chutes.chute.template import build_vllm_chute",
-        "chute = build_vllm_chute(",
+        f"from chutes.chute.template import {builder}",
+        f"chute = {builder}(",
         f"    username='you', model_name={model_of(found)!r},",
         *([f"    revision={revision!r},"] if revision else []),
         f"    node_selector=NodeSelector({selector}),",
-        *_arguments(best.engine_args, width),
+        *_arguments(_words(found, best), width),
         ")",
     ]
 

@@ -18,8 +18,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import chutes
+from chutes.chute.spec import ChuteSpec
 from chutes.control import api_own, api_usage, usage_query
-from chutes.control.deploying import check_arguments, draft
+from chutes.control.deploying import Draft, check_arguments, draft
 from chutes.control.keys import Limits
 from chutes.control.listing import Listing
 from chutes.control.platform import Platform
@@ -47,6 +48,7 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
     """
     app = FastAPI(title="chutes", version=chutes.__version__, docs_url=None, redoc_url=None)
     expected = f"Bearer {token}".encode()
+    one_at_a_time = asyncio.Lock()
 
     @app.middleware("http")
     async def authenticate(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -89,18 +91,23 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
 
     @app.post("/chutes/")
     async def deploy(request: DeployRequest, dry_run: bool = False) -> DeployView:
-        worked_out = await asyncio.to_thread(
-            draft, request.spec, platform.config, platform.gpus_of_others(request.spec.uid)
-        )
-        await check_arguments(worked_out, platform.config)
         if dry_run:
-            return DeployView(draft=worked_out)
-        if not worked_out.plan.fits:
-            raise DoesNotFit(worked_out.plan.problem, worked_out.plan.fix)
-        known = platform.world.deployments.get(request.spec.uid)
-        unchanged = known is not None and known.version == worked_out.version
-        deployment = await platform.deploy(worked_out)
+            return DeployView(draft=await work_out(request.spec))
+        async with one_at_a_time:  # two at once would be given the same memory
+            worked_out = await work_out(request.spec)
+            if not worked_out.plan.fits:
+                raise DoesNotFit(worked_out.plan.problem, worked_out.plan.fix)
+            known = platform.world.deployments.get(request.spec.uid)
+            unchanged = known is not None and known.version == worked_out.version
+            deployment = await platform.deploy(worked_out)
         return DeployView(draft=worked_out, chute=view(deployment), unchanged=unchanged)
+
+    async def work_out(spec: ChuteSpec) -> Draft:
+        others = platform.gpus_of_others(spec.uid)
+        promised = await asyncio.to_thread(platform.memory_promised, spec.uid)
+        worked_out = await asyncio.to_thread(draft, spec, platform.config, others, promised)
+        await check_arguments(worked_out, platform.config)
+        return worked_out
 
     @app.get("/chutes/")
     async def chutes_list() -> list[ChuteView]:

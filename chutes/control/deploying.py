@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -16,6 +17,8 @@ from chutes.control.reconcile import Deployment
 from chutes.engine import families, registry
 from chutes.exception import ModelError
 from chutes.hardware import devices, gpu_names, plan, profiles
+from chutes.hardware.terms import gib
+from chutes.image.standard.sglang import SGLANG
 from chutes.image.standard.vllm import VLLM
 from chutes.model import catalogue, known, variants
 from chutes.model import source as model
@@ -49,11 +52,20 @@ class Draft(BaseModel):
         )
 
 
-def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = (), *, offline: bool = False) -> Draft:
+def draft(
+    spec: ChuteSpec,
+    config: Config,
+    taken: Collection[int] = (),
+    promised: int = 0,
+    *,
+    offline: bool = False,
+) -> Draft:
     """Work out a deployment for this machine. Blocking: may ask the hub for a commit and for headers.
 
     Args:
         taken: GPUs of other chutes.
+        promised: bytes of main memory that are free now and that other chutes were given, less those that an
+            instance of this chute will give back.
         offline: where the hub is out of reach take what the catalogue knows: enough to look at, not to start.
 
     Raises:
@@ -63,6 +75,7 @@ def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = (), *, offli
     if spec.engine is None:
         return _of_own_code(spec, own_code.plan(spec, config, taken))
     machine = devices.detect()
+    machine = replace(machine, memory_available=max(0, machine.memory_available - promised))
     shelf = profiles.load(profiles.find(config.home, config.profiles))
     # A slip in a GPU's name is said before anybody is asked about a model.
     gpu_names.check_ids(spec.node_selector.include or [], "include", shelf)
@@ -88,10 +101,14 @@ def draft(spec: ChuteSpec, config: Config, taken: Collection[int] = (), *, offli
         facts,
         machine,
         shelf,
+        task=spec.engine.task,
         args=spec.engine.args,
         concurrency=spec.concurrency,
         taken=taken,
     )
+    if chosen.problem and chosen.accelerator == "cpu" and promised > 0:
+        chosen.problem += f" {gib(promised)} more are free and kept for chutes that were deployed before."
+        chosen.fix += " `chutes sleep NAME` or `chutes delete NAME` gives another chute's memory back."
     family = _family(spec, facts)
     chosen = _with_parsers(chosen, family, spec.engine.args)
     return Draft(
@@ -125,6 +142,8 @@ def _of_own_code(spec: ChuteSpec, chosen: plan.Plan) -> Draft:
 
 def _family(spec: ChuteSpec, facts: ModelFacts | None) -> families.Family | None:
     assert spec.engine is not None
+    if spec.engine.task != "generate":  # nothing of it talks, whatever its name says
+        return None
     if facts is None:
         return families.find(spec.engine.model)
     return families.find(spec.engine.model, facts.model_type, facts.architecture)
@@ -213,7 +232,7 @@ def _notes(spec: ChuteSpec, chosen: plan.Plan) -> list[str]:
     args = spec.engine.args if spec.engine else []
     if chosen.accelerator == "cpu" and any("bfloat16" in arg for arg in args):
         notes.append("engine_args ask for bfloat16, in which this engine gives wrong text on a CPU")
-    if spec.image not in ("", VLLM):
+    if spec.image not in ("", VLLM, SGLANG):
         notes.append(f"image {spec.image!r} is not used: the engine runs in an environment of its own")
     own = [cord.function for cord in spec.cords if not cord.passthrough]
     own += [job.name for job in spec.jobs] + spec.hooks

@@ -24,6 +24,7 @@ from chutes.control.deploying import Draft
 from chutes.control.job_runs import JobRuns
 from chutes.control.keys import ApiKey, Limits
 from chutes.control.listing import Listing
+from chutes.control.memory import promised
 from chutes.control.metering import Meter
 from chutes.control.reconcile import (
     Closing,
@@ -46,6 +47,7 @@ from chutes.control.store import Store
 from chutes.control.usage import UsageStore
 from chutes.control.workers import Workers
 from chutes.engine.lifecycle import Phase
+from chutes.engine.process import place_of, private_memory
 from chutes.exception import AlreadyExists, DoesNotFit, InvalidSpec, NotFound
 from chutes.fleet.base import Launch, Report
 from chutes.fleet.local import LocalFleet
@@ -286,6 +288,11 @@ class Platform:
         """GPUs that chutes other than this one were given."""
         others = (d for id_, d in self.world.deployments.items() if id_ != chute_id)
         return {gpu for deployment in others for gpu in deployment.plan.gpus}
+
+    def memory_promised(self, chute_id: str) -> int:
+        """See `memory.promised`. Blocking: looks at processes."""
+        home = self.config.home
+        return promised(self.world, chute_id, lambda instance: private_memory(place_of(home, instance)))
 
     def current(self, deployment: Deployment) -> Instance | None:
         return current(deployment, self.world.of(deployment.chute_id))

@@ -76,9 +76,15 @@ class PriceView(BaseModel):
         )
 
 
+KINDS = {"generate": "text", "embed": "embedding", "image": "image"}
+"""A chute's kind by its engine's task; one without an engine is its author's `own`."""
+
+
 class ChuteView(BaseModel):
     chute_id: str
     name: str
+    kind: str = ""
+    """`text`, `embedding`, `image` or `own`."""
     phase: str
     """Phase of the instance that speaks for it; `waiting` between a failure and the next try."""
     version: str
@@ -94,6 +100,8 @@ class ChuteView(BaseModel):
     instances: list[InstanceView] = []
     scaling: dict[str, Any] = {}
     public_paths: list[str] = []
+    capabilities: list[str] = []
+    """See `wire.Route.capabilities`."""
     slug: str = ""
     aliases: list[str] = []
     price: PriceView | None = None
@@ -114,6 +122,7 @@ class ChuteView(BaseModel):
         return cls(
             chute_id=spec.uid,
             name=spec.name,
+            kind=KINDS[spec.engine.task] if spec.engine else "own",
             phase=phase,
             version=deployment.version,
             model=spec.engine.model if spec.engine else "",
@@ -133,6 +142,7 @@ class ChuteView(BaseModel):
                 "shutdown_after_seconds": spec.shutdown_after_seconds,
             },
             public_paths=sorted({cord.public_api_path for cord in spec.cords if cord.public_api_path}),
+            capabilities=deployment.capabilities,
             slug=listing.slug,
             aliases=listing.aliases,
             price=PriceView.of(deployment, listing.price) if listing.price != FREE else None,

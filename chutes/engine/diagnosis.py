@@ -61,6 +61,11 @@ _CAUSES = (
         "Lower --max-model-len in engine_args, or give the chute more memory.",
     ),
     _cause(
+        r"\n\w+Error: (Loaded weights leave no GPU memory[^\n.]*|Not enough memory\.[^\n]*)",
+        "The KV cache does not fit: {0}",
+        "Raise --mem-fraction-static in engine_args, or give the chute more memory.",
+    ),
+    _cause(
         r"(User-specified max_model_len[^\n.]*)",
         "The context length is more than the model has: {0}",
         "Lower --max-model-len in engine_args.",
@@ -102,7 +107,8 @@ _CAUSES = (
         "Choose another engine or engine version.",
     ),
     _cause(
-        r"ModuleNotFoundError: (No module named [^\n]*)",
+        # At a line's beginning: SGLang mentions in passing what it does without.
+        r"\nModuleNotFoundError: (No module named [^\n]*)",
         "The engine's environment lacks a package: {0}",
         "`chutes engines remove` it; the next start makes it again.",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from chutes.engine.contained import NOTE, remove_noted
 from chutes.exception import EngineFailed
 
 MINDER = Path(__file__).with_name("minder.py")
@@ -79,13 +81,24 @@ def found_in(place: Path) -> list[psutil.Process]:
     return found
 
 
+def private_memory(place: Path) -> int:
+    """Bytes of main memory that processes of `place` hold for themselves: not files, which can be dropped."""
+    total = 0
+    for process in found_in(place):
+        with contextlib.suppress(psutil.Error):
+            memory = process.memory_info()
+            total += max(0, memory.rss - getattr(memory, "shared", 0))
+    return total
+
+
 def _marks(process: psutil.Process) -> Iterator[str]:
     yield process.cwd().removesuffix(" (deleted)")
     yield process.environ().get(MARK, "")
 
 
 def sweep(place: Path) -> list[int]:
-    """Kill every process of `place` and below, those born meanwhile too; returns their pids."""
+    """Kill every process of `place` and below, those born meanwhile too, and remove containers that are noted
+    there; returns the pids."""
     killed: list[int] = []
     for _ in range(10):
         found = [process for process in found_in(place) if process.status() != psutil.STATUS_ZOMBIE]
@@ -98,6 +111,9 @@ def sweep(place: Path) -> list[int]:
                 continue
             killed.append(process.pid)
         psutil.wait_procs(found, timeout=1)
+    # Last: who asks for a container must be gone before it is looked for.
+    for note in (place / NOTE, *place.glob(f"*/{NOTE}")):
+        remove_noted(note.parent)
     return killed
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from chutes.engine.contract import Engine
 from chutes.engine.python import Python
+from chutes.engine.sglang import Sglang
 from chutes.engine.vllm import Vllm
 
-ENGINES: dict[str, Engine] = {"python": Python(), "vllm": Vllm()}
+ENGINES: dict[str, Engine] = {"python": Python(), "sglang": Sglang(), "vllm": Vllm()}
 
 
 def of(name: str) -> Engine:

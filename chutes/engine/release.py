@@ -51,6 +51,25 @@ _RELEASES = [
         disk_bytes=18 * GB,  # not measured: about 12 GB of CUDA libraries and torch, and their wheels
         imports=("vllm.entrypoints.launchers.api_server.entry", "transformers", "gguf", "accelerate"),
     ),
+    EngineRelease(
+        name="sglang",
+        version="0.5.23",
+        accelerator="cpu",
+        id="sglang-cpu-0.5.23",
+        requirements=REQUIREMENTS / "sglang-cpu-0.5.23.txt",
+        disk_bytes=int(2.6 * GB),  # 1.7 GB installed (measured), wheels beside them (estimated)
+        # The first one is a script of ours, engine/inside/: without it the others do not import on a CPU.
+        imports=("sglang_on_cpu", "sglang.srt.entrypoints.http_server", "transformers", "gguf", "accelerate"),
+    ),
+    EngineRelease(
+        name="sglang",
+        version="0.5.23",
+        accelerator="cuda",
+        id="sglang-0.5.23",
+        requirements=REQUIREMENTS / "sglang-0.5.23.txt",
+        disk_bytes=22 * GB,  # not measured: CUDA libraries, torch, four packages of kernels, and their wheels
+        imports=("sglang.srt.entrypoints.http_server", "transformers", "gguf", "accelerate"),
+    ),
 ]
 
 

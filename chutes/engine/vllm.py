@@ -1,4 +1,4 @@
-"""vLLM: the command line that starts it, and two operations that its environment does for us.
+"""vLLM: the command line that starts it, and what its environment is asked.
 
 Written against vLLM 0.32. What the platform relies on there:
 
@@ -10,28 +10,19 @@ Written against vLLM 0.32. What the platform relies on there:
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from chutes.engine import command as helper
+from chutes.engine import arguments, embedding
 from chutes.engine.contract import Endpoint, Progress, Released, Start
-from chutes.engine.environment import INSIDE, exclusive
+from chutes.engine.gguf import converted
 from chutes.engine.process import ask
 from chutes.engine.release import EngineRelease
-from chutes.exception import EngineEnvironmentError, EngineFailed, InvalidSpec, ModelError
+from chutes.exception import EngineFailed
 
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
-
-CHECK_SECONDS = 300.0  # some 20 s on two busy cores, most of it imports; cold files on a slow disk take more
-
-CONVERT_SECONDS = 3600.0  # 60 s for 135 M parameters on a busy machine; GGUF files are small models here
 
 DRAIN_SECONDS = 20  # less than the grace that a stop gives the process before it is killed
 
@@ -39,7 +30,6 @@ GIB = 1 << 30
 
 WARM_SECONDS = 300.0  # enough for a cold start of torch's kernels on a slow CPU
 
-# What the platform itself decides. An author's value would make the instance unreachable or unguarded.
 RESERVED = {
     "model": "the chute's model name says which model",
     "served-model-name": "the chute's name is the served model name",
@@ -53,6 +43,8 @@ RESERVED = {
     "headless": "the gateway needs the API server",
     "grpc": "the gateway speaks HTTP to the engine",
 }
+
+JUDGE = arguments.Judge("check_vllm_arguments.py", RESERVED)
 
 _SHORT = {"-tp": "tensor-parallel-size", "-dp": "data-parallel-size", "-pp": "pipeline-parallel-size"}
 
@@ -92,7 +84,8 @@ def variables(
 
     Args:
         kv_cache_bytes: memory for the KV cache, on a CPU; vLLM takes whole GiB there, so it is rounded down
-            (never below 1). None lets vLLM decide.
+            (never below 1). None lets vLLM decide; 0, of a model that keeps none, must not: it would want
+            most of the machine's memory to be free before it starts.
         args: the author's arguments: with `--kv-cache-memory-bytes` among them `kv_cache_bytes` is ignored,
             because in vLLM the variable beats the argument.
     """
@@ -114,7 +107,7 @@ def variables(
         "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "0",
         "PYTHONUNBUFFERED": "1",
     }
-    if accelerator == "cpu" and kv_cache_bytes and "kv-cache-memory-bytes" not in given(args):
+    if accelerator == "cpu" and kv_cache_bytes is not None and "kv-cache-memory-bytes" not in given(args):
         values["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, kv_cache_bytes // GIB))
     return values
 
@@ -140,14 +133,7 @@ def defaults(accelerator: str, args: Sequence[str], tensor_parallel_size: int = 
         wanted["tensor-parallel-size"] = ["--tensor-parallel-size", str(tensor_parallel_size)]
         if tensor_parallel_size > 1:  # hangs on some PCIe machines; the published platform's choice too
             wanted["disable-custom-all-reduce"] = ["--disable-custom-all-reduce"]
-    have = given(args)
-    # vLLM takes any unambiguous beginning of a flag for the flag: `--tensor-parallel 2`.
-    return [
-        word
-        for flag, words in wanted.items()
-        if not any(flag.startswith(one) for one in have)
-        for word in words
-    ]
+    return arguments.left_open(wanted, given(args))
 
 
 # What vLLM's log says on the way, in its order, and what that means to a person who waits.
@@ -168,128 +154,14 @@ def milestone(log: str) -> str:
 
 
 def given(args: Sequence[str]) -> set[str]:
-    """The flags in `args` in one spelling: `--Flag_name=3`, `--no-flag-name`, `-tp 2` and the like, bare."""
-    flags: set[str] = set()
-    for arg in args:
-        name = arg.split("=", 1)[0]
-        if name in _SHORT:
-            flags.add(_SHORT[name])
-        elif name.startswith("--") and len(name) > 2:
-            # `--compilation-config.level 3` sets a part of compilation-config.
-            flags.add(name[2:].split(".", 1)[0].replace("_", "-").removeprefix("no-"))
-    return flags
+    """See `arguments.given`."""
+    return arguments.given(args, _SHORT)
 
 
 async def check_arguments(python: Path, release: EngineRelease, args: Sequence[str], cache_dir: Path) -> None:
-    """Have the engine's parser judge `args`, in its environment; verdicts are kept in `cache_dir`.
-
-    Raises:
-        InvalidSpec: the engine refuses them, in its own words, or they are not the author's to set.
-        EngineEnvironmentError: the check itself could not be made.
-    """
-    for flag, why in RESERVED.items():
-        if any(
-            flag.startswith(one) for one in given(args)
-        ):  # vLLM would take `--serv x`, and the last one wins
-            raise InvalidSpec(f"engine_args may not hold --{flag}: {why}.", "Take it out of the chute file.")
-    if not args:
-        return
-    script = INSIDE / "check_vllm_arguments.py"
-    key = hashlib.sha256(
-        json.dumps([release.id, release.requirements.read_text(), list(args)]).encode() + script.read_bytes()
-    )
-    kept = cache_dir / f"{release.id}-{key.hexdigest()[:32]}.json"
-    verdict = _read_verdict(kept)
-    if verdict is None:
-        verdict = await _judge(python, release, script, args)
-        with contextlib.suppress(OSError):  # not kept: the next check costs its seconds again, no more
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            written = kept.with_suffix(f".{os.getpid()}")
-            written.write_text(json.dumps(verdict))
-            written.replace(kept)
-    if not verdict["ok"]:
-        fixes = [f"Did you mean {near} instead of {flag}?" for flag, near in verdict["suggestions"]]
-        raise InvalidSpec(
-            f"{release.id} refuses engine_args: {verdict['message']}",
-            " ".join(fixes) or "Mend engine_args in the chute file.",
-        )
-
-
-def _read_verdict(path: Path) -> dict | None:
-    try:
-        verdict = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return (
-        verdict if isinstance(verdict, dict) and {"ok", "message", "suggestions"} <= verdict.keys() else None
-    )
-
-
-async def _judge(python: Path, release: EngineRelease, script: Path, args: Sequence[str]) -> dict:
-    try:
-        lines = await helper.run(
-            [python, script, "--", *args],
-            variables=variables(release.accelerator, api_key=""),
-            timeout=CHECK_SECONDS,
-        )
-    except helper.CommandFailed as failure:
-        last = "\n".join("  " + line[:300] for line in failure.lines[-8:])
-        raise EngineEnvironmentError(
-            f"The arguments for {release.id} could not be checked ({failure.reason}).\n{last}",
-            f"`chutes engines remove {release.id}`; the next start makes it again.",
-        ) from None
-    for line in reversed(lines):  # libraries may speak after the verdict, while they unload
-        with contextlib.suppress(ValueError):
-            verdict = json.loads(line)
-            if isinstance(verdict, dict) and "ok" in verdict:
-                return verdict
-    raise EngineEnvironmentError(
-        f"The arguments for {release.id} could not be checked: no verdict came.",
-        f"`chutes engines remove {release.id}`; the next start makes it again.",
-    )
-
-
-async def convert_gguf(python: Path, gguf: Path, destination: Path, progress: Progress) -> Path:
-    """Make a directory that vLLM serves out of one GGUF file, unless `destination` is there already.
-
-    Returns:
-        `destination`: config.json, bfloat16 safetensors, tokenizer.
-
-    Raises:
-        ModelError: the file cannot be converted, or there is no room.
-    """
-    if (destination / "config.json").is_file():
-        return destination
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    partial = destination.with_name(destination.name + ".partial")
-    async with exclusive(
-        destination.with_name(destination.name + ".lock"), lambda what, _: progress(what, 0, 0)
-    ):
-        if (destination / "config.json").is_file():
-            return destination
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            await helper.run(
-                [python, INSIDE / "gguf_to_directory.py", gguf, partial],
-                variables={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1"},
-                on_line=lambda line: _report(line, progress),
-                timeout=CONVERT_SECONDS,
-            )
-            partial.replace(destination)  # the whole directory or nothing
-        except helper.CommandFailed as failure:
-            raise ModelError(
-                f"{gguf.name} cannot be converted: {(failure.lines or [failure.reason])[-1][:500]}",
-                f"Check that {gguf} is whole and of an architecture that transformers reads as GGUF.",
-            ) from None
-        finally:
-            if partial.exists():
-                await asyncio.shield(asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True))
-    return destination
-
-
-def _report(line: str, progress: Progress) -> None:
-    if line.startswith("step: "):
-        progress(line.removeprefix("step: "), 0, 0)
+    """See `arguments.Judge.check`."""
+    inside = variables(release.accelerator, api_key="")
+    await JUDGE.check(python, release, args, given(args), cache_dir, inside)
 
 
 class Vllm(Released):
@@ -301,13 +173,15 @@ class Vllm(Released):
         await check_arguments(python, release, args, cache_dir)
 
     async def adapt(self, python: Path, files: Path, progress: Progress) -> Path:
-        if files.suffix == ".gguf":
-            return await convert_gguf(python, files, files.parent / "converted", progress)
-        return files
+        return await converted(python, files, progress)
 
     def command(self, start: Start) -> list[str]:
+        spec, plan, args = start.spec.engine, start.plan, start.args
+        assert spec is not None
         assert start.directory is not None
-        plan, args = start.plan, start.args
+        if spec.task == "embed":
+            args = [*embedding.fitting(plan.engine_args, start.directory), *spec.args]
+            args += embedding.defaults(spec, start.directory, args)
         return command(
             start.python,
             start.directory,
@@ -325,7 +199,10 @@ class Vllm(Released):
         return milestone(log)
 
     async def warm(self, start: Start) -> None:
-        await warm(start.endpoint, start.served_names[0])
+        if start.spec.engine is not None and start.spec.engine.task == "embed":
+            await embedding.warm(start.endpoint, start.served_names[0], WARM_SECONDS)
+        else:
+            await warm(start.endpoint, start.served_names[0])
 
 
 async def warm(endpoint: Endpoint, name: str) -> None:

@@ -15,6 +15,7 @@ straight line, without a task, a future or a copy that it does not need:
       surface.py  the body as the engine is to get it               (pure)
       answers.py  error objects and the list of models              (pure)
     exchange.py   one order → its turn, attempts on instances, a record
+      surroundings.py  what it sees of its client and its worker
       quota.py    what its key has left of its limits               (pure, on the board)
       waiting.py  whose turn it is when all are busy                (pure)
       balance.py  which instance                                    (pure)
@@ -26,7 +27,14 @@ straight line, without a task, a future or a copy that it does not need:
     meter.py      what has ended, told to control in batches
     worker.py     the process: channel to control, listening, draining
     limits.py     every bound on what a stranger may use up, with its reason
+    shapes.py     what is read of JSON, as types
 
 A worker serves from memory: control publishes a whole `wire.Table`, and a swap of tables is one
 assignment between two requests. What workers must know of each other stands on `chutes/board.py`.
+
+All of this is Python and runs as such; where `chutes/compiled.py` has made machine code of it, that runs.
 """
+
+from chutes import compiled
+
+compiled.use()

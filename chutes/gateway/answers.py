@@ -112,7 +112,8 @@ FEATURES = {
 
 
 def model_object(route: wire.Route) -> dict[str, Any]:
-    """One entry of `/v1/models`: OpenAI's fields, then the published platform's, then `state` and `aliases`.
+    """One entry of `/v1/models`: OpenAI's fields, then the published platform's, then ours: `capabilities`
+    (see `wire.Route`), `state` and `aliases`.
 
     Prices are US dollars per million tokens, as there.
     """
@@ -143,6 +144,7 @@ def model_object(route: wire.Route) -> dict[str, Any]:
             "input_cache_read": {"usd": route.price.cached},
         },
         "pricing": price,
+        "capabilities": able,
         # While a new version starts, its phase is not what a caller meets: the old one still answers.
         "state": "ready" if route.upstreams else "asleep" if route.asleep else route.phase,
         "aliases": route.aliases,

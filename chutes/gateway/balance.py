@@ -20,23 +20,24 @@ start).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from typing import Final
 
 from chutes.gateway import limits
 
-SEARCHED, HASHED = limits.PREFIX_SEARCH_BYTES, limits.PREFIX_HASH_BYTES
-MANY = 1 << 30
-LOWEST = -(1 << 63)
+SEARCHED: Final = limits.PREFIX_SEARCH_BYTES
+HASHED: Final = limits.PREFIX_HASH_BYTES
+MANY: Final = 1 << 30
+LOWEST: Final = -(1 << 63)
 """Of what `hash` returns."""
 
 
 def choose(
-    loads: Sequence[int],
-    seeds: Sequence[int],
+    loads: list[int],
+    seeds: list[int],
     prefix: int | None = None,
     turn: int = 0,
     capacity: int | None = None,
-    weights: Sequence[float] | None = None,
+    weights: list[float] | None = None,
 ) -> int | None:
     """The index of the instance that gets a request; None when all are full.
 
@@ -61,7 +62,7 @@ def choose(
     return index if loads[index] < capacity else None
 
 
-def least_loaded(loads: Sequence[int], turn: int) -> int:
+def least_loaded(loads: list[int], turn: int) -> int:
     """Index of the smallest of `loads` (not empty); among equals, the one whose `turn` it is.
 
     Without the rotation an idle chute would send everything to its first instance, whose KV cache
@@ -96,26 +97,27 @@ def prefix_key(messages: bytes) -> int:
     if messages[:1] == b'"':
         return zlib.crc32(messages[:HASHED])
     # A quote inside a text is written \", so this is never found in one.
-    start, answer, _ = messages[:SEARCHED].partition(b'"assistant"')
-    if answer:
-        start = start[: start.rfind(b"{")]
-    start = start.rstrip(b" ,]\r\n\t")
+    answer = messages.find(b'"assistant"', 0, SEARCHED)
+    start = messages[: messages.rfind(b"{", 0, answer) if answer >= 0 else SEARCHED].rstrip(b" ,]\r\n\t")
     return zlib.crc32(start[-HASHED:], len(start))
 
 
 def _owner(
-    loads: Sequence[int],
-    seeds: Sequence[int],
+    loads: list[int],
+    seeds: list[int],
     prefix: int,
     capacity: int | None,
-    weights: Sequence[float] | None,
+    weights: list[float] | None,
 ) -> int | None:
     """The first in the prefix's order that is not busier than its bound; None if all are.
 
     The mean includes the request in hand; so at least one instance is always below it, and None means that
     those below it are full.
     """
-    share = limits.BOUND_FACTOR * (sum(loads) + 1) / (len(loads) if weights is None else sum(weights))
+    whole = 1
+    for load in loads:
+        whole += load
+    share = limits.BOUND_FACTOR * whole / (len(loads) if weights is None else sum(weights))
     slack = limits.BOUND_SLACK - 1  # the request in hand counts too
     most = capacity - 1 if capacity is not None else MANY
     best, owner = LOWEST, None
@@ -130,7 +132,7 @@ def _owner(
     return owner
 
 
-def _lightest(loads: Sequence[int], weights: Sequence[float], turn: int) -> int:
+def _lightest(loads: list[int], weights: list[float], turn: int) -> int:
     """The least loaded for its weight, if it got one more."""
     count = len(loads)
     return min(range(count), key=lambda i: ((loads[i] + 1) / weights[i], (i + turn) % count))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from chutes.gateway import limits
 
@@ -43,7 +43,7 @@ class Health(NamedTuple):
     """Open: when it may be tried again. Half-open: when another one may try. Closed: since when."""
 
 
-HEALTHY = Health()
+HEALTHY: Final = Health()
 
 
 def is_failure(status: int) -> bool:

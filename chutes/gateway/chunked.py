@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Final
 
 from chutes.exception import ChutesError
 from chutes.gateway import limits
 
 _SIZE = rb"([0-9a-fA-F]{1,15})[ \t]{0,8}(?:;[^\r\n]{0,%d})?" % (limits.CHUNK_LINE_BYTES - 26)
-SIZE_LINE = re.compile(_SIZE + rb"\r\n")
-START_OF_SIZE_LINE = re.compile(_SIZE + rb"\r?")
+SIZE_LINE: Final = re.compile(_SIZE + rb"\r\n")
+START_OF_SIZE_LINE: Final = re.compile(_SIZE + rb"\r?")
 """What they take does not depend on how reads split the line: neither is ever over CHUNK_LINE_BYTES."""
+
+
+SHORT_LINE: Final = 8
+REMEMBERED_BYTES: Final = 4096
+"""Of chunks whose size lines are remembered: events are some 300 bytes."""
+REMEMBERED: Final = 8192
+"""Lines: one size can be spelled in several ways."""
+
+_SIZES: Final[dict[bytes, int]] = {}
+"""Size lines that were judged before, and how long their chunks are with them."""
 
 
 class BadChunk(ChutesError):
@@ -43,9 +54,9 @@ class ChunkScanner:
         Returns: how many of them belong to this body: all, unless it `ended`.
         Raises: BadChunk.
         """
-        if payload is None and not self._left and not self._carry and self._is_one_chunk(data):
+        if payload is None and not self._left and not self._carry and _is_known(data):
             self.boundary = len(data)
-            return len(data)
+            return self.boundary
         carried = len(self._carry)
         if carried:
             data = self._carry + data
@@ -66,6 +77,8 @@ class ChunkScanner:
                 position = size
                 break
             length = int(line[1], 16)
+            if position == 0 and 0 < length <= REMEMBERED_BYTES and line.end() <= SHORT_LINE:
+                _remember(data[: line.end()], length)
             if length == 0:
                 # From the size line's own CRLF, so that an empty trailer is found as well.
                 end = data.find(b"\r\n\r\n", line.end() - 2)
@@ -88,15 +101,6 @@ class ChunkScanner:
         self.boundary = max(0, boundary - carried)
         return position - carried
 
-    @staticmethod
-    def _is_one_chunk(data: bytes) -> bool:
-        """Whether these are one whole chunk, not the last: what a read brings while an engine streams."""
-        line = SIZE_LINE.match(data)
-        if line is None:
-            return False
-        length = int(line[1], 16)
-        return length > 0 and line.end() + length + 2 == len(data) and data.endswith(b"\r\n")
-
     def _inside(self, data: bytes, position: int, left: int, payload: list[bytes] | None) -> tuple[int, int]:
         """Move through the open chunk; its last two bytes must be CRLF."""
         end = min(position + left, len(data))
@@ -109,6 +113,23 @@ class ChunkScanner:
         if payload is not None and left > 2:
             payload.append(data[position : position + min(left - 2, end - position)])
         return end, rest
+
+
+def _is_known(data: bytes) -> bool:
+    """Whether these are one whole chunk, under a size line that came before: what a read brings while an
+    engine streams."""
+    size, at = len(data), 1
+    if size < SHORT_LINE:
+        return False
+    while at < SHORT_LINE and data[at] != 0x0A:
+        at += 1
+    return _SIZES.get(data[: at + 1]) == size and data.endswith(b"\r\n")
+
+
+def _remember(line: bytes, length: int) -> None:
+    if len(_SIZES) >= REMEMBERED:
+        _SIZES.clear()
+    _SIZES[line] = len(line) + length + 2
 
 
 def edit_chunks(data: bytes, edit: Callable[[bytes], bytes]) -> bytes:

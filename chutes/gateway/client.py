@@ -12,11 +12,10 @@ A connection is in one of five states, told apart by its fields:
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from chutes import wire
 from chutes.gateway import answers, limits
@@ -25,36 +24,32 @@ from chutes.gateway.chunked import BadChunk, ChunkScanner
 from chutes.gateway.exchange import Exchange
 from chutes.gateway.heads import AnswerHeads, Remembered
 from chutes.gateway.http import REQUEST_ID, RequestHead, bad
-from chutes.gateway.meter import Meter, monotonic
-from chutes.gateway.outbox import Outbox
+from chutes.gateway.meter import monotonic
 from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.service import Service
+from chutes.gateway.surroundings import Client, Surroundings
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Clients:
+class Clients(Surroundings):
     """All client connections of a worker, and what they share."""
 
     def __init__(self, service: Service, send: Callable[[wire.FromWorker], None]) -> None:
+        super().__init__(Quota(service.board), send)
         self.service = service
-        self.report: Callable[[wire.UpstreamLost | wire.Wake], None] = send
-        self.meter = Meter(send)
-        self.quota = Quota(service.board)
-        self.outbox = Outbox()
         self.no_heads = AnswerHeads()
         """What an answer is read with until its engine is chosen."""
         self.connections: set[ClientConnection] = set()
-        self.tick = 0
-        """Seconds since the start, as the sweep counts them; what bounds on time are measured in."""
         self.draining = False
         self.emptied: Callable[[], None] | None = None
         """Called when the last connection of a draining worker has gone."""
         self._prefix = f"req-{os.urandom(6).hex()}-".encode()
-        self._numbers = itertools.count(1)
+        self._answered = 0
 
-    def accept(self) -> ClientConnection:
+    def accept(self) -> Any:
+        """A new connection's protocol."""
         return ClientConnection(self)
 
     def request_id(self, request: RequestHead | None) -> bytes:
@@ -64,7 +59,8 @@ class Clients:
             own is not None and REQUEST_ID.fullmatch(own) and b"cpk_" not in own
         ):  # ids go to logs, keys may not
             return own
-        return b"%b%x" % (self._prefix, next(self._numbers))
+        self._answered += 1
+        return b"%b%d" % (self._prefix, self._answered)
 
     def sweep(self) -> None:
         self.tick += 1
@@ -90,8 +86,11 @@ def _no_body() -> Refusal:
     return bad("This path takes no request body.")
 
 
-class ClientConnection(asyncio.Protocol):
-    """One client's connection."""
+class ClientConnection(Client):
+    """One client's connection.
+
+    Called by the event loop as an `asyncio.Protocol`, which a compiled class cannot derive from.
+    """
 
     __slots__ = (
         "_blocked",

@@ -11,79 +11,30 @@ model can look like one.
 from __future__ import annotations
 
 import re
-from typing import Annotated, NamedTuple
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-USAGE_BYTES = 4096
+from chutes.gateway.shapes import Counts, Event, Told, Usage
+
+USAGE_BYTES: Final = 4096
 """How far from the end of an answer its usage is looked for. Engines write it after choices and data, and
 some hundred bytes of nulls after that."""
-WHOLE_BYTES = 256 * 1024
+WHOLE_BYTES: Final = 256 * 1024
 """An answer up to this size is read whole (0.1 ms) when its end does not tell."""
 
-SHORT_BYTES = 1024
-"""Up to here reading all is quicker than looking for the right part."""
-RESPONSE_BYTES = 256
+RESPONSE_BYTES: Final = 256
 """Where an event of `/v1/responses` shows that the usage is one level deeper."""
 
-NAMES = ("reasoning", "reasoning_content")
+NAMES: Final = ("reasoning", "reasoning_content")
 
 
-class Usage(NamedTuple):
-    """Tokens of one request."""
-
-    prompt: int
-    completion: int
-    cached: int
-
-
-Count = Annotated[int, msgspec.Meta(ge=0)] | None
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: Count = None
-
-
-class _Counts(msgspec.Struct):
-    """As chat, completions and embeddings say it, and as `/v1/responses` and `/v1/messages` do."""
-
-    prompt_tokens: Count = None
-    completion_tokens: Count = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens: Count = None
-    output_tokens: Count = None
-    input_tokens_details: _Details | None = None
-    cache_read_input_tokens: Count = None
-
-    def usage(self) -> Usage:
-        prompt, completion, details = self.prompt_tokens, self.completion_tokens, self.prompt_tokens_details
-        if prompt is None:
-            prompt, completion, details = self.input_tokens, self.output_tokens, self.input_tokens_details
-        cached = self.cache_read_input_tokens if details is None else details.cached_tokens
-        return Usage(prompt or 0, completion or 0, cached or 0)
-
-
-class _Inner(msgspec.Struct):
-    usage: _Counts | None = None
-
-
-class _Answer(msgspec.Struct):
-    usage: _Counts | None = None
-    response: _Inner | None = None
-    """The last event of `/v1/responses` has the whole answer in it."""
-
-
-class _Event(msgspec.Struct):
-    choices: list[Raw]
-    usage: _Counts | None = None
-
-
-_ANSWER = msgspec.json.Decoder(_Answer)
-_EVENT = msgspec.json.Decoder(_Event)
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
-_LIST = msgspec.json.Decoder(list[Raw])
-_encode = msgspec.json.Encoder().encode
+_ANSWER: Final = msgspec.json.Decoder(Told)
+_EVENT: Final = msgspec.json.Decoder(Event)
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
+_LIST: Final = msgspec.json.Decoder(list[Raw])
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def read_usage(answer: bytes) -> Usage | None:
@@ -92,19 +43,18 @@ def read_usage(answer: bytes) -> Usage | None:
     Of a large answer its last part is enough: it may begin anywhere. What is found there parses, together
     with the brace that it leaves open, as an object: so it is not inside of anything.
     """
-    if len(answer) <= SHORT_BYTES and (found := _counts(answer)) is not None:
-        return found.usage()
     at = answer.rfind(b'"usage"', max(0, len(answer) - USAGE_BYTES))
     if at >= 0 and not answer.endswith(b"\\", 0, at):
-        nested = b'"response":{' in answer[:RESPONSE_BYTES]
-        found = _counts((b'{"response":{' if nested else b"{") + answer[at:])
+        found = _counts(b"{" + answer[at:])
+        if found is None and b'"response":{' in answer[:RESPONSE_BYTES]:
+            found = _counts(b'{"response":{' + answer[at:])
         if found is not None:
             return found.usage()
     found = _counts(answer) if len(answer) <= WHOLE_BYTES else None
     return found.usage() if found else None
 
 
-def _counts(answer: bytes) -> _Counts | None:
+def _counts(answer: bytes) -> Counts | None:
     try:
         found = _ANSWER.decode(answer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -140,7 +90,7 @@ def hide_usage(data: bytes) -> tuple[bytes, Usage | None]:
     return (b"".join(kept) + data[begin:] if usage else data), usage
 
 
-_DATA_LINE = re.compile(rb"^data:(.*)[\r\n]*", re.MULTILINE)
+_DATA_LINE: Final = re.compile(rb"^data:(.*)[\r\n]*", re.MULTILINE)
 
 
 def _only_usage(payload: bytes) -> Usage | None:
@@ -153,7 +103,7 @@ def _only_usage(payload: bytes) -> Usage | None:
 
 # An event as vLLM and SGLang write it, up to the end of a thought. Possessive: a text of any length is passed
 # over once.
-_THOUGHT = re.compile(
+_THOUGHT: Final = re.compile(
     rb'\s*\{(?:"[^"\\]*":(?:"[^"\\]*"|\d+|null),)*+"choices":\[\{"index":\d+,"delta":\{'
     rb'(?:"(?:role|content)":(?:"(?:[^"\\]++|\\.)*+"|null),)*+'
     rb'"(reasoning(?:_content)?)":("(?:[^"\\]++|\\.)*+"|null)',

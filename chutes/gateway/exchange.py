@@ -7,68 +7,40 @@ are the whole answer, an error event in a stream, or a broken connection.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final
 from zlib import crc32
 
 from chutes import wire
 from chutes.gateway import breaker, limits
 from chutes.gateway.answers import Refusal
 from chutes.gateway.breaker import HEALTHY
-from chutes.gateway.events import Usage
 from chutes.gateway.http import BadAnswer
-from chutes.gateway.meter import Meter, monotonic
+from chutes.gateway.meter import monotonic
 from chutes.gateway.orders import Order
-from chutes.gateway.outbox import Outbox
-from chutes.gateway.quota import Quota
 from chutes.gateway.relay import AnswerRelay
 from chutes.gateway.scores import scored
+from chutes.gateway.shapes import Usage
+from chutes.gateway.surroundings import Client, Surroundings
 from chutes.gateway.upstream import Instance, UpstreamConnection, hopeless
 from chutes.gateway.waiting import Ticket, Why
 
-JOIN_BYTES = 16 * 1024
+JOIN_BYTES: Final = 16 * 1024
 """Up to here one copy of the body is cheaper than a second entry in the socket's write queue."""
 
 
-CLIENT_GONE = 499
+CLIENT_GONE: Final = 499
 """Status of a record, as in nginx's log, of a client that left before there was any."""
 
-STALE_SECONDS = 0.5
+STALE_SECONDS: Final = 0.5
 """A connection that ends so soon after an order was written to it had been closed before."""
 
-MOST_RETRIES = 3
+MOST_RETRIES: Final = 3
 """After so many an order that could not reach an instance does not wait for another one."""
 
 _connecting: set[asyncio.Task[None]] = set()
 """Connections being made: the event loop itself keeps only weak references to tasks."""
-
-
-class Client(Protocol):
-    """What an exchange asks of the connection that it serves."""
-
-    def pass_on(self, data: bytes) -> None:
-        """Send a part of the answer."""
-
-    def complete(self, data: bytes, keep_alive: bool) -> None:
-        """Send the last part; the exchange is over."""
-
-    def refuse(self, refusal: Refusal) -> None:
-        """Answer with an error; the exchange is over and the client has got no byte of it."""
-
-    def break_off(self) -> None:
-        """Break the connection; the exchange is over."""
-
-
-class Surroundings(Protocol):
-    """What an exchange shares with all others of the worker."""
-
-    tick: int
-    meter: Meter
-    quota: Quota
-    outbox: Outbox
-
-    report: Callable[[wire.UpstreamLost | wire.Wake], None]
 
 
 @contextmanager
@@ -326,16 +298,15 @@ class Exchange:
         self._connection = connection
         connection.exchange = self
         self._sent = monotonic()
-        order = self._order
-        body = order.body
-        parts = (order.head, connection.instance.fields, self._relay.request_id)
-        if len(body) <= JOIN_BYTES:
-            self._worker.outbox.write(
-                connection.transport, b"%b%bX-Request-Id: %b\r\n\r\n%b" % (*parts, body)
-            )
-        else:
-            self._worker.outbox.write(connection.transport, b"%b%bX-Request-Id: %b\r\n\r\n" % parts)
-            self._worker.outbox.write(connection.transport, body)
+        order, outbox = self._order, self._worker.outbox
+        body, fields, request_id = order.body, connection.instance.fields, self._relay.request_id
+        joined = body if len(body) <= JOIN_BYTES else b""
+        outbox.write(
+            connection.transport,
+            b"%b%bX-Request-Id: %b\r\n\r\n%b" % (order.head, fields, request_id, joined),
+        )
+        if joined is not body:
+            outbox.write(connection.transport, body)
 
     def _release(self, *, reusable: bool) -> None:
         """Let go of instance and connection; break the connection if it cannot be used again."""
@@ -475,7 +446,7 @@ class Exchange:
                 relay.request_id.decode(),
                 standing.key.key_id,
                 order.group.chute_id or "",
-                instance.upstream.instance_id if instance is not None else "",
+                instance.instance_id if instance is not None else "",
                 standing.method,
                 standing.path,
                 order.model[: limits.NAME_CHARACTERS],

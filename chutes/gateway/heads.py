@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from chutes.gateway.http import (
     LENGTH_DIGITS,
@@ -19,12 +19,12 @@ from chutes.gateway.http import (
     parse_response_head,
 )
 
-LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,%d})\r\n" % LENGTH_DIGITS)
+LENGTH: Final = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,%d})\r\n" % LENGTH_DIGITS)
 
-EVERY_TIME_ANOTHER = (b"x-request-id", b"traceparent", b"idempotency-key")
+EVERY_TIME_ANOTHER: Final = (b"x-request-id", b"traceparent", b"idempotency-key")
 """Fields whose heads are not worth remembering: they do not come again."""
 
-KNOWN_REQUESTS = 1024
+KNOWN_REQUESTS: Final = 1024
 """What was found out of a head takes some 2 KB."""
 
 Head = TypeVar("Head", RequestHead, ResponseHead)
@@ -46,13 +46,19 @@ class Remembered(Generic[Head]):
         before, after = self.before, self.after
         if not data.startswith(before):
             return None
-        start = len(before)
-        stop = data.find(b"\r", start, start + LENGTH_DIGITS + 1)
-        if stop < 0 or not data.startswith(after, stop):
+        # Byte by byte: four digits are read sooner so than `find`, `isdigit` and `int` are called.
+        size, start, length = len(data), len(before), 0
+        stop = start
+        while stop < size and stop - start < LENGTH_DIGITS:
+            digit = data[stop] - 48
+            if digit < 0 or digit > 9:
+                break
+            length = length * 10 + digit
+            stop += 1
+        end = stop + len(after)
+        if stop == start or end + length != size or data[stop:end] != after:
             return None
-        digits = data[start:stop]
-        body = data[stop + len(after) :]
-        return body if digits.isdigit() and int(digits) == len(body) else None
+        return data[end:]
 
 
 class RequestHeads:
@@ -77,9 +83,9 @@ class RequestHeads:
             return request, request.length, None  # a length may be spelled in ways that are not remembered
         start, stop = found.span(1)
         shape = sha256(data[:start] + data[stop:end]).digest()
-        request = self._known.get(shape)
-        if request is not None:
-            return request, int(found[1]), Remembered(request, data[:start], data[stop : end + 4])
+        known = self._known.get(shape)
+        if known is not None:
+            return known, int(found[1]), Remembered(known, data[:start], data[stop : end + 4])
         # Should it hold a second length, it is refused here.
         request = parse_request_head(data[:end])
         request.shape = shape

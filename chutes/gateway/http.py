@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from chutes.exception import ChutesError
 from chutes.gateway import limits
@@ -20,17 +20,17 @@ from chutes.wire import key_digest
 if TYPE_CHECKING:
     from chutes.gateway.orders import Standing
 
-TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n]*)?")
-REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\r\n]*)?")
+REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
-LENGTH_DIGITS = 15
+LENGTH_DIGITS: Final = 15
 """Of a Content-Length: a petabyte; int() of more digits than that is work that a stranger would choose."""
 
-CONTROLS = bytes((set(range(32)) | {127}) - set(b"\t"))
+CONTROLS: Final = bytes((set(range(32)) | {127}) - set(b"\t"))
 """What no line of a head may hold."""
 
-COMMON_NAMES = {
+COMMON_NAMES: Final = {
     spelling: name.lower()
     for name in (
         b"Host Accept Accept-Encoding Accept-Language Authorization Connection Content-Length Content-Type "
@@ -42,12 +42,12 @@ COMMON_NAMES = {
 }
 """Spellings that need no check and no lower(): a third of the cost of a head otherwise."""
 
-ONCE = frozenset(
+ONCE: Final = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"expect")
 )
 """Said twice, these are two opinions; other fields said twice are a list."""
 
-METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
+METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 """Need no check of their letters."""
 
 # What a line of a response's head means to us.

@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from typing import Final
 
 from chutes import wire
 from chutes.gateway import limits
 
-monotonic = time.monotonic
+monotonic: Final = time.monotonic
 
 
 class Meter:
@@ -25,6 +26,7 @@ class Meter:
     def __init__(self, send: Callable[[wire.Usage], None]) -> None:
         self._send = send
         self._records: list[wire.Record] = []
+        self._buckets: list[float] = list(wire.GAP_BUCKETS)
         self._gaps = [0] * (len(wire.GAP_BUCKETS) + 1)
         self._any_gap = False
         self._refused: dict[tuple[int, str], int] = {}
@@ -42,7 +44,7 @@ class Meter:
     def gap(self, seconds: float) -> None:
         """Two chunks of a stream came so far apart."""
         self._any_gap = True
-        self._gaps[bisect_left(wire.GAP_BUCKETS, seconds)] += 1
+        self._gaps[bisect_left(self._buckets, seconds)] += 1
 
     def refused(self, status: int, code: str) -> None:
         """A request was not let in: no key, no such model, no JSON."""

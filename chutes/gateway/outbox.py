@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from chutes.gateway import limits
 
@@ -19,12 +20,18 @@ class Outbox:
 
     def __init__(self) -> None:
         self._bytes = 0
-        self._waiting: list[tuple[Callable[..., None], bytes | None]] = []
+        self._waiting: list[tuple[Any, bytes | None]] = []
+        """Transports with what they are to send; with None, what is to be called."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to send."""
+        return bool(self._waiting)
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._waiting.append((transport.write, data))
+        self._waiting.append((transport, data))
         self._bytes += len(data)
         if self._bytes > limits.OUTBOX_BYTES:
             self.flush()
@@ -37,11 +44,11 @@ class Outbox:
 
     def flush(self) -> None:
         waiting, self._waiting, self._bytes = self._waiting, [], 0
-        for action, data in waiting:
+        for target, data in waiting:
             try:
                 if data is None:
-                    action()
+                    target()
                 else:
-                    action(data)
+                    target.write(data)
             except RuntimeError:  # uvloop's word for a transport that has been closed in the meantime
                 continue

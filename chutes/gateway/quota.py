@@ -17,13 +17,14 @@ while its tokens are used up, and can overdraw by what it has in flight. Two min
 
 from __future__ import annotations
 
-import functools
 import math
+from typing import Final
 
 from chutes import wire
 from chutes.board import (
     KEY_CELLS,
     KEY_IN_FLIGHT,
+    KEY_SLOTS,
     KEYS_AT,
     MINUTE,
     REQUESTS,
@@ -34,7 +35,7 @@ from chutes.board import (
 )
 from chutes.gateway.answers import Refusal
 
-ROUNDING = 0.01
+ROUNDING: Final = 0.01
 """Of a request or token: so that a wait which just suffices is not refused for the last bits of a clock."""
 
 
@@ -43,12 +44,36 @@ def duration(seconds: int) -> bytes:
     return b"%dm%ds" % divmod(seconds, 60) if seconds >= 60 else b"%ds" % seconds
 
 
-DURATIONS = [duration(seconds) for seconds in range(122)]
+DURATIONS: Final = [duration(seconds) for seconds in range(122)]
 """Until a window of two minutes is empty."""
 
 Numbers = tuple[float, int, int, int, int, int]
 """What a key has used, over all workers: second of the present minute; requests and tokens in it; the same
 in the minute before; requests in flight. A plain tuple: to make a named one takes a third of `begin`."""
+
+
+class _Limits:
+    """What one key may use, and where that is counted: read off a `wire.Key` once."""
+
+    __slots__ = ("at", "concurrency", "form", "key", "requests", "tokens")
+
+    def __init__(self, key: wire.Key, slot: int) -> None:
+        self.key = key
+        self.at = KEYS_AT + slot * KEY_CELLS
+        self.requests = _most(key.requests_per_minute)
+        self.tokens = _most(key.tokens_per_minute)
+        self.concurrency = _most(key.concurrency)
+        self.form = b"".join(
+            b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
+            % (what, most, what, what)
+            for what, most in ((b"requests", key.requests_per_minute), (b"tokens", key.tokens_per_minute))
+            if most is not None
+        )
+        """Of the header lines; takes what is left and when that will be all, for each of the two."""
+
+
+def _most(limit: int | None) -> float:
+    return math.inf if limit is None else float(limit)
 
 
 class Quota:
@@ -60,6 +85,9 @@ class Quota:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._mine = board.mine
+        self._alone = board.alone
+        self._known: dict[str, _Limits] = {}
+        """By key id; there are no more than slots on the board but for keys that are gone."""
 
     def begin(self, key: wire.Key, now: float) -> bytes:
         """Count a request in; OpenAI's `x-ratelimit-*` header lines for its answer, each ending in CRLF.
@@ -67,47 +95,61 @@ class Quota:
         Raises:
             Refusal: 429, it would exceed a limit; then nothing is counted.
         """
-        if key.slot is None:
+        limits = self._limits(key)
+        if limits is None:
             return b""
-        use = self._use(key.slot, now)
+        use = self._use(limits.at, now)
         second, requests, tokens, requests_before, tokens_before, in_flight = use
         left = 1.0 - second / 60.0  # of the minute before, what the last sixty seconds still cover
-        most = key.requests_per_minute
-        if most is not None and requests_before * left + requests + 1 > most + ROUNDING:
-            raise _too_many_a_minute(key, use)
-        most = key.tokens_per_minute
-        if most is not None and tokens_before * left + tokens + 1 > most + ROUNDING:
-            raise _too_many_a_minute(key, use)
-        most = key.concurrency
-        if most is not None and in_flight >= most:
+        if requests_before * left + requests + 1 > limits.requests + ROUNDING:
+            raise _too_many_a_minute(limits, use)
+        if tokens_before * left + tokens + 1 > limits.tokens + ROUNDING:
+            raise _too_many_a_minute(limits, use)
+        if in_flight >= limits.concurrency:
             # Nobody knows when one of them ends.
-            raise _refusal(key, use, f"{most} requests at once", "Wait for one of them to end", 1)
-        at = KEYS_AT + key.slot * KEY_CELLS
-        mine = self._mine
+            most = f"{key.concurrency} requests at once"
+            raise _refusal(limits, use, most, "Wait for one of them to end", 1)
+        at, mine = limits.at, self._mine
         mine[at + REQUESTS] += 1
         mine[at + KEY_IN_FLIGHT] += 1
-        return _headers(key, (second, requests + 1, tokens, requests_before, tokens_before, in_flight))
+        return _headers(limits, (second, requests + 1, tokens, requests_before, tokens_before, in_flight))
 
     def end(self, key: wire.Key, tokens: int, now: float) -> None:
         """Count a request out that `begin` had counted in, and the tokens that it used."""
-        if key.slot is None:
+        limits = self._limits(key)
+        if limits is None:
             return
-        at = KEYS_AT + key.slot * KEY_CELLS
-        mine = self._mine
-        self._roll(at, int(now // 60))
+        at, mine = limits.at, self._mine
+        self._roll(at, int(now / 60.0))
         mine[at + TOKENS] += tokens
         mine[at + KEY_IN_FLIGHT] -= 1
 
-    def _use(self, slot: int, now: float) -> Numbers:
-        at = KEYS_AT + slot * KEY_CELLS
-        minute = int(now // 60)
-        if self._mine[at] != minute:
+    def headers(self, key: wire.Key, now: float) -> bytes:
+        """What the header lines of a request would say that is not counted."""
+        limits = self._limits(key)
+        return _headers(limits, self._use(limits.at, now)) if limits is not None else b""
+
+    def _limits(self, key: wire.Key) -> _Limits | None:
+        """None for a key that has none."""
+        known = self._known.get(key.key_id)
+        if known is not None and known.key is key:
+            return known
+        slot = key.slot
+        if slot is None:
+            return None
+        if len(self._known) >= KEY_SLOTS:
+            self._known.clear()
+        self._known[key.key_id] = known = _Limits(key, slot)
+        return known
+
+    def _use(self, at: int, now: float) -> Numbers:
+        minute = int(now / 60.0)
+        mine = self._mine
+        if mine[at] != minute:
             self._roll(at, minute)
-        if not self._board.alone:
+        if not self._alone:
             return self._use_of_all(at, now, minute)
-        _, requests, tokens, requests_before, tokens_before, in_flight = self._mine[
-            at : at + KEY_CELLS
-        ].tolist()
+        _, requests, tokens, requests_before, tokens_before, in_flight = mine[at : at + KEY_CELLS].tolist()
         return now - minute * 60.0, requests, tokens, requests_before, tokens_before, in_flight
 
     def _use_of_all(self, at: int, now: float, minute: int) -> Numbers:
@@ -140,25 +182,25 @@ class Quota:
         mine[at + MINUTE] = minute
 
 
-def _too_many_a_minute(key: wire.Key, use: Numbers) -> Refusal:
+def _too_many_a_minute(limits: _Limits, use: Numbers) -> Refusal:
     """Names the limit that takes longest to be free again."""
     second, requests, tokens, requests_before, tokens_before, _ = use
     waits: list[tuple[int, str]] = []
-    if (most := key.requests_per_minute) is not None:
+    if (most := limits.key.requests_per_minute) is not None:
         waits.append((_wait(second, requests, requests_before, most), f"{most} requests per minute"))
-    if (most := key.tokens_per_minute) is not None:
+    if (most := limits.key.tokens_per_minute) is not None:
         waits.append((_wait(second, tokens, tokens_before, most), f"{most} tokens per minute"))
     wait, limit = max(waits)
-    return _refusal(key, use, limit, f"Try again in {wait} second{'s' if wait > 1 else ''}", max(1, wait))
+    return _refusal(limits, use, limit, f"Try again in {wait} second{'s' if wait > 1 else ''}", max(1, wait))
 
 
-def _refusal(key: wire.Key, use: Numbers, limit: str, fix: str, wait: int) -> Refusal:
+def _refusal(limits: _Limits, use: Numbers, limit: str, fix: str, wait: int) -> Refusal:
     return Refusal(
         429,
         "rate_limit_exceeded",
         f"This API key has reached its limit of {limit}.",
         f"{fix}, or ask whoever runs this platform for a higher limit.",
-        headers=b"Retry-After: %d\r\n%b" % (wait, _headers(key, use)),
+        headers=b"Retry-After: %d\r\n%b" % (wait, _headers(limits, use)),
     )
 
 
@@ -172,29 +214,24 @@ def _wait(second: float, used: int, before: int, most: int) -> int:
     return math.ceil(round(seconds, 6))  # what 75.0000001 means is 75
 
 
-def _headers(key: wire.Key, use: Numbers) -> bytes:
+def _headers(limits: _Limits, use: Numbers) -> bytes:
     second, requests, tokens, requests_before, tokens_before, _ = use
     left = 1.0 - second / 60.0
-    values: tuple[int | bytes, ...] = ()
-    if (most := key.requests_per_minute) is not None:
-        values = _left(most - requests - requests_before * left), _reset(second, requests, requests_before)
-    if (most := key.tokens_per_minute) is not None:
-        values += _left(most - tokens - tokens_before * left), _reset(second, tokens, tokens_before)
-    return _form(key.requests_per_minute, key.tokens_per_minute) % values
-
-
-@functools.lru_cache(maxsize=1024)  # one entry for each pair of limits that some key has
-def _form(requests: int | None, tokens: int | None) -> bytes:
-    return b"".join(
-        b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
-        % (what, most, what, what)
-        for what, most in ((b"requests", requests), (b"tokens", tokens))
-        if most is not None
-    )
+    of_requests = _left(limits.requests - requests - requests_before * left)
+    of_tokens = _left(limits.tokens - tokens - tokens_before * left)
+    reset = _reset(second, tokens, tokens_before)
+    if of_requests < 0:
+        return limits.form % (of_tokens, reset) if of_tokens >= 0 else b""
+    if of_tokens < 0:
+        return limits.form % (of_requests, _reset(second, requests, requests_before))
+    return limits.form % (of_requests, _reset(second, requests, requests_before), of_tokens, reset)
 
 
 def _left(exactly: float) -> int:
-    return int(exactly + ROUNDING) if exactly > 0 else 0
+    """Whole ones; -1 where there is no limit."""
+    if exactly == math.inf:
+        return -1
+    return int(exactly + ROUNDING) if exactly > 0.0 else 0
 
 
 def _reset(second: float, used: int, before: int) -> bytes:

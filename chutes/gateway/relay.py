@@ -7,11 +7,12 @@ says of its usage.
 
 from __future__ import annotations
 
+from typing import Final
+
 from chutes.gateway import limits
 from chutes.gateway.chunked import BadChunk, ChunkScanner, edit_chunks
 from chutes.gateway.events import (
     USAGE_BYTES,
-    Usage,
     hide_usage,
     read_usage,
     read_usage_event,
@@ -20,15 +21,22 @@ from chutes.gateway.events import (
 )
 from chutes.gateway.heads import AnswerHeads
 from chutes.gateway.http import BadAnswer, ResponseHead
+from chutes.gateway.shapes import Usage
 
 # How a body ends.
-HEAD, NOTHING, LENGTH, CHUNKS, CLOSE, GATHERED = range(6)
+HEAD: Final = 0
+NOTHING: Final = 1
+LENGTH: Final = 2
+CHUNKS: Final = 3
+CLOSE: Final = 4
+GATHERED: Final = 5
 
-USAGE, THOUGHT = b'"usage":{', b'"reasoning'
+USAGE: Final = b'"usage":{'
+THOUGHT: Final = b'"reasoning'
 """What makes an event worth a look."""
 
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
-COMMENT = b"b\r\n: waiting\n\n\r\n"
+STREAM_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+COMMENT: Final = b"b\r\n: waiting\n\n\r\n"
 
 
 class AnswerRelay:
@@ -70,6 +78,10 @@ class AnswerRelay:
     fields = b""
     """Further header lines for the client, each ending in CRLF."""
     _framing = HEAD
+    _scanner: ChunkScanner
+    """Of a chunked body."""
+    _gathered: tuple[ResponseHead, list[bytes]]
+    """Of an answer that is held until whole: its head, and what has come of its body."""
     _left = 0
     _held = b""
     """Of a head, until whole. Of an SSE body, the open chunk: see `_chunks`."""

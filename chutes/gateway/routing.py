@@ -25,6 +25,8 @@ OPENAI_PATHS = (
     "/v1/moderations",
     "/v1/rerank",
     "/v1/score",
+    "/tokenize",
+    "/detokenize",
 )
 """Known to be inference even when no chute serves them, so that a caller hears which paths there are."""
 

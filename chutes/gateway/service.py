@@ -26,7 +26,8 @@ from chutes.gateway.http import RequestHead
 from chutes.gateway.orders import JSON_BODY, Aim, Order, Standing
 from chutes.gateway.routing import MODELS_PATHS, Destination, Routes, no_such_path
 from chutes.gateway.scores import Preference, Room, rank
-from chutes.gateway.surface import COMPLETION_PATHS, Peek, peek, rewrite
+from chutes.gateway.shapes import Peek
+from chutes.gateway.surface import COMPLETION_PATHS, peek, rewrite
 from chutes.gateway.upstream import Upstreams
 
 if TYPE_CHECKING:
@@ -139,9 +140,10 @@ class Service:
         """
         standing = request.standing
         if standing is None or standing.edition is not self._edition:
-            standing = self.admit(request, len(body), now)
-            if isinstance(standing, Answer):
-                return standing
+            admitted = self.admit(request, len(body), now)
+            if isinstance(admitted, Answer):
+                return admitted
+            standing = admitted
         else:
             if len(body) > self.max_body:
                 raise self.too_large()

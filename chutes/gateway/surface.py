@@ -1,7 +1,7 @@
 """What the gateway changes in an OpenAI request, and why. Pure: a body in, a body out.
 
 An engine gets the client's own bytes wherever it can; what differs is spliced in. Only the few fields
-named in `Peek` are looked at, and messages are never decoded. Written against vLLM 0.32
+named in `shapes.Peek` are looked at, and messages are never decoded. Written against vLLM 0.32
 (entrypoints/openai/chat_completion/protocol.py) and SGLang 0.5.23, which both ignore fields that they do not
 know, so that nothing else has to be taken out.
 
@@ -12,23 +12,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from chutes.gateway.answers import Refusal
+from chutes.gateway.shapes import Peek
 
 CHAT_PATHS = frozenset({b"/v1/chat/completions"})
 """An instance's paths that know messages, thinking and response formats."""
 COMPLETION_PATHS = CHAT_PATHS | {b"/v1/completions"}
 """An instance's paths whose streams tell their usage only when asked to."""
 
-THINKING_KEYS = ("enable_thinking", "thinking")
+THINKING_KEYS: Final = ("enable_thinking", "thinking")
 """What chat templates call it: Qwen3, GLM and most read the first, DeepSeek, Kimi and Granite the second.
 Templates ignore what they do not read, so both are always set."""
 
-EFFORTS = {
+EFFORTS: Final = {
     "none": False,
     "minimal": False,
     "low": True,
@@ -40,47 +41,28 @@ EFFORTS = {
 """`reasoning_effort` → whether to think. The published table has the first five; the last two are vLLM's
 own."""
 
-HARMONY_EFFORTS = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
+HARMONY_EFFORTS: Final = {"none": "low", "minimal": "low", "xhigh": "high", "max": "high"}
 """gpt-oss always thinks and refuses all efforts but low, medium and high (vLLM's harmony_utils.py): it gets
 the nearest of them."""
 
-TAIL_BYTES = 512
+TAIL_BYTES: Final = 512
 """How far from the end `model` is looked for before the whole body is taken apart. The OpenAI SDK writes
 messages first and model, stream and sampling parameters after."""
 
-ASK_USAGE = b'{"include_usage":true}'
-_ASK_USAGE_FIRST = b'{"stream_options":%b,' % ASK_USAGE
+ASK_USAGE: Final = b'{"include_usage":true}'
+_ASK_USAGE_FIRST: Final = b'{"stream_options":%b,' % ASK_USAGE
 
 Changes = dict[str, bytes | None]
 """Top-level key → its new value in JSON; None takes it out."""
 
-_OBJECT = msgspec.json.Decoder(dict[str, Raw])
-_encode = msgspec.json.Encoder().encode
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
+_encode: Final = msgspec.json.Encoder().encode
 
-_FIRST = re.compile(rb'\s*\{\s*"model"\s*:\s*"[^"\\]*"\s*,')
-_MODEL = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*[,}]')
-
-
-class Peek(msgspec.Struct, gc=False):
-    """The top-level fields of a body that concern the gateway; the decoder skips all others unbuilt.
-
-    Raw fields are views into the body, not decoded.
-    """
-
-    model: str
-    stream: Any = None
-    """Not judged here: whether `"stream": "yes"` is an error is for the engine to say."""
-    stream_options: Raw | UnsetType = UNSET
-    thinking: Raw | UnsetType = UNSET
-    reasoning_effort: Raw | UnsetType = UNSET
-    response_format: Raw | UnsetType = UNSET
-    chat_template_kwargs: Raw | UnsetType = UNSET
-    messages: Raw | UnsetType = UNSET
-    """For prefix affinity."""
-    prompt: Raw | UnsetType = UNSET
+_FIRST: Final = re.compile(rb'\s*\{\s*"model"\s*:\s*"[^"\\]*"\s*,')
+_MODEL: Final = re.compile(rb'"model"\s*:\s*("[^"\\]*")\s*[,}]')
 
 
-_PEEK = msgspec.json.Decoder(Peek)
+_PEEK: Final = msgspec.json.Decoder(Peek)
 
 
 def peek(body: bytes) -> Peek:

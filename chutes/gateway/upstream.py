@@ -7,8 +7,8 @@ table that names its chute, so a retry chooses among the instances of now.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from chutes import wire
 from chutes.board import QUEUED_AT, Board
@@ -45,8 +45,11 @@ class Waits(Protocol):
 Waiter = TypeVar("Waiter", bound=Waits)
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to an instance; it belongs to one exchange, or is idle in the instance's pool."""
+class UpstreamConnection:
+    """One connection to an instance; it belongs to one exchange, or is idle in the instance's pool.
+
+    Called by the event loop as an `asyncio.Protocol`, which a compiled class cannot derive from.
+    """
 
     __slots__ = ("exchange", "idle_since", "instance", "reused", "transport")
 
@@ -66,6 +69,15 @@ class UpstreamConnection(asyncio.Protocol):
         else:  # an answer to no question; the next question must not get it
             self.transport.abort()
 
+    def eof_received(self) -> bool:
+        return False  # whoever answers no more gets no more
+
+    def pause_writing(self) -> None:
+        """A body that the engine does not read yet: it is in memory already, and `max_body` bounds it."""
+
+    def resume_writing(self) -> None:
+        pass
+
     def connection_lost(self, exc: Exception | None) -> None:
         if self.exchange is not None:
             self.exchange.lost(exc)
@@ -84,6 +96,7 @@ class Instance:
         "fields",
         "heads",
         "health",
+        "instance_id",
         "last_report",
         "retired",
         "seed",
@@ -96,6 +109,7 @@ class Instance:
         self.chute_id = chute_id
         """None for the control API."""
         self.upstream = upstream
+        self.instance_id = upstream.instance_id
         host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
         self.fields = f"Host: {host}:{upstream.port}\r\nAuthorization: Bearer {upstream.api_key}\r\n".encode(
             "latin-1"
@@ -150,9 +164,10 @@ class Instance:
     async def connect(self) -> UpstreamConnection:
         """A new connection. Raises OSError, of which TimeoutError is one."""
         loop = asyncio.get_running_loop()
+        protocol: Callable[[], Any] = lambda: UpstreamConnection(self)  # noqa: E731
         async with asyncio.timeout(limits.CONNECT_SECONDS):
             host, port = self.upstream.host, self.upstream.port
-            _, connection = await loop.create_connection(lambda: UpstreamConnection(self), host, port)
+            _, connection = await loop.create_connection(protocol, host, port)
         return connection
 
     def sweep(self, tick: int) -> None:
@@ -176,7 +191,9 @@ class Group(Generic[Waiter]):
     """
 
     __slots__ = (
+        "_alone",
         "_board",
+        "_mine",
         "_ramped",
         "_seeds",
         "_slots",
@@ -203,6 +220,8 @@ class Group(Generic[Waiter]):
         self.capacity: int | None = None
         """Requests that one instance takes at once."""
         self._board = board
+        self._mine = board.mine
+        self._alone = board.alone
         self._slots: list[int] = []
         self._seeds: list[int] = []
         """Of the instances."""
@@ -232,9 +251,15 @@ class Group(Generic[Waiter]):
         weights = None
         if now < self._ramped:
             weights = [balance.weight(now - instance.since) for instance in instances]
-        loads = self._board.totals(slots)
+        loads = self._loads(slots)
         index = balance.choose(loads, seeds, prefix, self._turn, self.capacity, weights)
         return instances[index] if index is not None else None
+
+    def _loads(self, slots: list[int]) -> list[int]:
+        if not self._alone:
+            return self._board.totals(slots)
+        mine = self._mine
+        return [mine[slot] for slot in slots]
 
     def _usable(self, now: float, avoid: Sequence[Instance]) -> list[Instance]:
         left = [instance for instance in self.instances if instance not in avoid]
@@ -321,7 +346,9 @@ class Upstreams(Generic[Waiter]):
         gone = self._groups
         self._groups = {}
         control = [table.control] if table.control else []
-        wanted = [(None, "the control API", None, control)]
+        wanted: list[tuple[str | None, str, wire.Route | None, list[wire.Upstream]]] = [
+            (None, "the control API", None, control)
+        ]
         wanted += [(route.chute_id, route.name, route, route.upstreams) for route in table.routes]
         for chute_id, name, route, upstreams in wanted:
             group = gone.pop(chute_id, None) or Group(

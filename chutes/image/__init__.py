@@ -11,9 +11,13 @@ import re
 import shlex
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from chutes.exception import InvalidSpec
+from chutes.image import dockerfile
+from chutes.image.context import Added, escaped
 from chutes.util.context import is_remote
 from chutes.util.rule import RuleBrokenError
 
@@ -30,18 +34,35 @@ _VERSION = re.compile(r"3\.\d+\.\d+")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 _MODE = re.compile(r"[0-7]{3,4}")
 _OWNER = re.compile(r"[\w\-]+(:[\w\-]+)?")
+_PATTERN = re.compile(r"[^\s=]+")
 _URL = re.compile(r"https?://|git://|ssh://|git@")
+
+_USER = re.compile(r"[\w.\-${}]+(:[\w.\-${}]+)?")
+_PIP = re.compile(r"\bpip3?\b")
+_ZSTD = (".tar.zst", ".tzst")
 
 _PYTHON_NEEDS = (
     "build-essential ca-certificates curl libbz2-dev libffi-dev libgdbm-dev liblzma-dev libncurses-dev "
     "libreadline-dev libsqlite3-dev libssl-dev tk-dev uuid-dev xz-utils zlib1g-dev"
 )
 
+Kind = Literal["label", "user", "workdir", "python", "apt", "env", "run", "add", "entrypoint"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call on an image: what was asked, and the Dockerfile line that it became."""
+
+    kind: Kind
+    asked: str
+    """The author's own words: a command, `KEY=value`, package names, a version, paths."""
+    line: str
+
 
 class Image:
     """A container image that a chute runs in.
 
-    Every method adds one or more Dockerfile lines and returns the image, so calls chain.
+    Every method adds a Dockerfile line and returns the image, so calls chain.
 
     Args:
         username: owner of the image.
@@ -63,10 +84,8 @@ class Image:
                 )
         self.username, self.name, self.tag, self.readme = username, name, tag, readme
         self._base = DEFAULT_BASE
-        self._lines: list[str] = []
-        self._workdir = "/"
-        self._context: list[str] = []
-        self._local: list[tuple[Path, str]] = []
+        self._steps: list[Step] = []
+        self._added: list[Added] = []
 
     @property
     def uid(self) -> str:
@@ -79,17 +98,37 @@ class Image:
         return f"{self.username}/{self.name}:{self.tag}"
 
     @property
-    def context_files(self) -> list[str]:
-        """Local files and directories that the Dockerfile adds, relative to their build directory."""
-        return list(self._context)
+    def base(self) -> str:
+        """The image that it starts from."""
+        return self._base
+
+    @property
+    def steps(self) -> list[Step]:
+        """What was asked of it, in order."""
+        return list(self._steps)
+
+    @property
+    def added(self) -> list[Added]:
+        """Local files and directories that its Dockerfile copies."""
+        return list(self._added)
 
     @property
     def local_files(self) -> list[tuple[Path, str]]:
-        """The same with their build directories: (directory, path below it)."""
-        return list(self._local)
+        """The same as pairs of build directory and path below it."""
+        return [(added.root, source) for added in self._added for source in added.sources]
+
+    @property
+    def context_files(self) -> list[str]:
+        """The same by name, relative to their build directory."""
+        return [source for added in self._added for source in added.sources]
 
     def __str__(self) -> str:
-        return "\n".join([f"FROM {self._base}", *self._lines])
+        lines = [f"FROM {self._base}", *(step.line for step in self._steps)]
+        if any(step.kind == "run" and _PIP.search(step.asked) for step in self._steps):
+            lines.insert(1, "ENV PIP_NO_CACHE_DIR=1")  # torch alone would leave gigabytes in a layer
+        if any("--exclude=" in step.line for step in self._steps if step.kind == "add"):
+            lines.insert(0, "# syntax=docker/dockerfile:1")  # Docker's own parser may be too old for it
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         return f"Image({self.reference!r})"
@@ -105,15 +144,17 @@ class Image:
         return self
 
     def with_maintainer(self, maintainer: str) -> Image:
-        return self._add(f"MAINTAINER {maintainer}")
+        """Say who looks after it, as a label: Docker's own MAINTAINER is deprecated."""
+        return self._add("label", maintainer, f"LABEL maintainer={dockerfile.value(maintainer)}")
 
     def set_user(self, user: str) -> Image:
         """Run the lines that follow, and the container, as `user`."""
-        return self._add(f"USER {user}")
+        return self._add("user", user, f"USER {_checked(_USER, str(user), 'user', 'name or name:group')}")
 
     def set_workdir(self, directory: str) -> Image:
-        self._workdir = directory
-        return self._add(f"WORKDIR {directory}")
+        """Directory of what follows and of the container; a relative one starts from the one before."""
+        dockerfile.one_line(directory, "A directory", "Write it on one line.")
+        return self._add("workdir", directory, f"WORKDIR {directory}")
 
     def with_python(self, version: str = "3.10.15") -> Image:
         """Build CPython `version` from source into /opt/python and make it the default.
@@ -125,48 +166,62 @@ class Image:
                 f"Python version {version!r} must be written in full.", "For instance '3.11.9'."
             )
         short = version.rpartition(".")[0]
-        source = f"https://www.python.org/ftp/python/{version}/Python-{version}.tgz"
-        links = " && ".join(
-            f"ln -sf /opt/python/bin/{tool}{short} /usr/local/bin/{alias}"
-            for tool, alias in (("python", "python"), ("python", "python3"), ("pip", "pip"), ("pip", "pip3"))
-        )
+        archive, source = "/tmp/python.tgz", f"/tmp/Python-{version}"
+        tools = (("python", "python"), ("python", "python3"), ("pip", "pip"), ("pip", "pip3"))
+        # One layer, so that sources and objects stay in none; `env -C` and `make -C`, so that the working
+        # directory is nobody's to restore.
+        commands = [
+            f"curl -fsSL -o {archive} https://www.python.org/ftp/python/{version}/Python-{version}.tgz",
+            f"tar -xzf {archive} -C /tmp",
+            f"env -C {source} ./configure --prefix=/opt/python --enable-shared --enable-optimizations "
+            "--with-ensurepip=install",
+            f'make -C {source} -j"$(nproc)"',
+            f"make -C {source} install",
+            f"rm -rf {archive} {source}",
+            "echo /opt/python/lib > /etc/ld.so.conf.d/opt-python.conf",
+            "ldconfig",
+            *(f"ln -sf /opt/python/bin/{tool}{short} /usr/local/bin/{alias}" for tool, alias in tools),
+        ]
         self.apt_install(_PYTHON_NEEDS.split())
-        self._add("WORKDIR /usr/src")
-        self._add(
-            f"RUN curl -fsSL {source} | tar -xz && cd Python-{version} "
-            "&& ./configure --prefix=/opt/python --enable-shared --enable-optimizations "
-            "--with-ensurepip=install "
-            f'&& make -j"$(nproc)" && make install && cd .. && rm -rf Python-{version}'
-        )
-        self._add("RUN echo /opt/python/lib > /etc/ld.so.conf.d/opt-python.conf && ldconfig")
-        self._add(f"RUN {links}")
-        self._add("ENV PATH=/opt/python/bin:$PATH")
-        return self._add(f"WORKDIR {self._workdir}")
+        self._add("python", version, "RUN " + " \\\n    && ".join(commands))
+        return self._add("env", "PATH=/opt/python/bin:$PATH", "ENV PATH=/opt/python/bin:$PATH")
 
     def apt_install(self, packages: str | Sequence[str]) -> Image:
-        """Install Debian packages; `name=version` pins one."""
+        """Install Debian packages; `name=version` pins one.
+
+        Packages that they only recommend are left out (a smaller image): name those that are needed, such as
+        ca-certificates beside git.
+        """
         names = " ".join(_packages(packages))
-        # One layer for both: an index cached from an earlier layer names files that are gone.
-        return self._add(f"RUN apt-get update && DEBIAN_FRONTEND=noninteractive apt-get -y install {names}")
+        # One layer for all three: an index cached from an earlier layer names files that are gone.
+        return self._add(
+            "apt",
+            names,
+            "RUN apt-get update \\\n"
+            f"    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends {names} \\\n"
+            "    && rm -rf /var/lib/apt/lists/*",
+        )
 
     def apt_remove(self, packages: str | Sequence[str]) -> Image:
-        return self._add(f"RUN apt-get -y remove {' '.join(_packages(packages))}")
+        """Remove Debian packages."""
+        names = " ".join(_packages(packages))
+        return self._add("apt", f"-{names}", f"RUN apt-get remove -y {names}")
 
     def with_env(self, key: str, value: str) -> Image:
-        """Set an environment variable. `$OTHER` in the value is expanded, as Docker does."""
+        """Set an environment variable. `$OTHER` in the value is expanded, as Docker does; `\\$` is a `$`."""
         if not _VARIABLE.fullmatch(key):
             raise RuleBrokenError(
                 f"Environment variable {key!r} is not a name.",
                 "Use letters, digits and underscores, not beginning with a digit.",
             )
-        return self._add(f"ENV {key}={_quoted(str(value))}")
+        return self._add("env", f"{key}={value}", f"ENV {key}={dockerfile.value(str(value))}")
 
     def run_command(self, command: str) -> Image:
-        """Run a shell command while the image is built."""
-        return self._add(f"RUN {command}")
+        """Run a shell command while the image is built; several lines are a script that ends at a failure."""
+        return self._add("run", command, dockerfile.run(command))
 
     def with_entrypoint(self, *args: str | list[str]) -> Image:
-        """The program to run: one command line, one list, or several words."""
+        """The program to run: one command line, one list, or several words. The last call counts."""
         if len(args) == 1 and isinstance(args[0], str):
             words = shlex.split(args[0])
         else:
@@ -175,7 +230,8 @@ class Image:
             raise RuleBrokenError(
                 "An entrypoint needs a program.", 'For instance with_entrypoint("python", "app.py").'
             )
-        return self._add(f"ENTRYPOINT {json.dumps(words)}")
+        self._steps = [step for step in self._steps if step.kind != "entrypoint"]
+        return self._add("entrypoint", shlex.join(words), f"ENTRYPOINT {json.dumps(words)}")
 
     def add(
         self,
@@ -223,20 +279,32 @@ class Image:
             options.append(
                 f"--chmod={_checked(_MODE, str(chmod), 'chmod', 'three octal digits such as 755')}"
             )
-        options += [f"--exclude={p}" for p in ([exclude] if isinstance(exclude, str) else exclude or [])]
-        sources = [source] if url else _matches(source, Path(build_dir or Path.cwd()))
+        excluded = [exclude] if isinstance(exclude, str) else list(exclude or [])
+        for pattern in excluded:
+            _checked(_PATTERN, pattern, "exclude", "a pattern without spaces such as '*.pyc'")
+        options += [f"--exclude={pattern}" for pattern in excluded]
+        dockerfile.one_line(dest, "A destination", "Write it on one line.")
+        root = Path(build_dir or Path.cwd())
+        sources = [source] if url else _matches(source, root)
         if not url:
-            self._context += sources
-            self._local += [(Path(build_dir or Path.cwd()).resolve(), one) for one in sources]
+            self._added.append(Added(root.resolve(), tuple(sources), tuple(excluded)))
         if len(sources) > 1 and not dest.endswith("/"):
-            dest += "/"  # Docker refuses several sources otherwise
-        words = [*sources, dest]
-        files = json.dumps(words) if any(" " in w for w in words) else " ".join(words)
-        return self._add(" ".join(["ADD", *options, files]))
+            dest += "/"  # builders refuse several sources otherwise
+        # ADD unpacks archives and fetches URLs; for anything else COPY is the same and promises less.
+        verb = "ADD" if url or any(_is_archive(root / one) for one in sources) else "COPY"
+        names = sources if url else [escaped(one) for one in sources]
+        line = " ".join([verb, *options, dockerfile.words(*names, dest)])
+        return self._add("add", f"{source} {dest}", line)
 
-    def _add(self, line: str) -> Image:
-        self._lines.append(line)
+    def _add(self, kind: Kind, asked: str, line: str) -> Image:
+        self._steps.append(Step(kind, asked, line))
         return self
+
+
+def _is_archive(path: Path) -> bool:
+    import tarfile  # not for everyone who imports chutes
+
+    return path.is_file() and (path.name.endswith(_ZSTD) or tarfile.is_tarfile(path))
 
 
 def _packages(packages: str | Sequence[str]) -> list[str]:
@@ -249,7 +317,7 @@ def _packages(packages: str | Sequence[str]) -> list[str]:
             )
     if not names:
         raise RuleBrokenError("No package was named.", 'For instance apt_install(["git", "ffmpeg"]).')
-    return names
+    return [f"'{name}'" if "*" in name else name for name in names]  # a `*` is apt's to expand
 
 
 def _checked(pattern: re.Pattern[str], value: str, option: str, rule: str) -> str:
@@ -281,17 +349,3 @@ def _matches(source: str, root: Path) -> list[str]:
             "Check the path, or pass build_dir= if the files are elsewhere.",
         )
     return found
-
-
-def _quoted(value: str) -> str:
-    """`value` as ENV takes it: quoted only where it must be, and not twice."""
-    if "\n" in value:
-        raise RuleBrokenError(
-            "An environment variable in a Dockerfile cannot hold a line break.",
-            "Set it in a startup hook instead.",
-        )
-    plain = re.fullmatch(r"[^\s\"'\\]+", value)
-    already = re.fullmatch(r"\"([^\"\\]|\\.)*\"|'[^']*'|([^\s\"'\\]|\\.)+", value)
-    if plain or already:
-        return value
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -31,6 +31,8 @@ def pieces(text: Mapping[str, Any]) -> list[Piece]:
         return parameters_hybrid.nemotron_h(text, hidden, vocabulary)
     if kind == "gemma4_text":
         return parameters_hybrid.gemma4(text, hidden, vocabulary, count)
+    if kind in _BERTS:
+        return _bert(text, hidden, vocabulary, count)
     family = _FAMILIES.get(kind)
     if family is None:
         raise Unknown(f"the tensors of model_type {kind or '(none)'} are not known here")
@@ -95,6 +97,25 @@ _FAMILIES = {
 
 KNOWN = frozenset(_FAMILIES)
 """model_type of every layout that is counted here."""
+
+
+_BERTS = {"bert", "roberta", "xlm-roberta"}
+
+
+def _bert(text: Mapping[str, Any], hidden: int, vocabulary: int, count: int) -> list[Piece]:
+    """Google's BERT and what has its layers: biases everywhere, no gate, a pooler on top; transformers'
+    `modeling_bert.py`."""
+    inner = whole(text, "intermediate_size") or 4 * hidden
+    rows = vocabulary + (whole(text, "max_position_embeddings") or 0) + (whole(text, "type_vocab_size") or 2)
+    made = [Piece("embedding", rows, hidden, linear=False), norm(hidden, 2)]
+    for _ in range(count):
+        made += [
+            Piece("attention", 4 * hidden, hidden),
+            Piece("dense", 2 * inner, hidden),
+            Piece("norm", 5 * hidden + inner, 1, linear=False, split=False),  # the biases of these six
+            norm(hidden, 4),
+        ]
+    return [*made, Piece("dense", hidden, hidden), norm(hidden)]
 
 
 def _layer(text: Mapping[str, Any], family: _Family, hidden: int, kind: str, index: int) -> list[Piece]:

@@ -11,6 +11,7 @@ import pytest
 
 from chutes.engine import environment, vllm
 from chutes.engine.environment import Environment
+from chutes.engine.gguf import convert_gguf
 from chutes.engine.release import find
 from chutes.exception import InvalidSpec
 from chutes.model import source
@@ -71,10 +72,10 @@ async def test_the_default_model_becomes_a_directory_whose_facts_are_those_recor
     models = cache_dir / "models"
     found = source.resolve(MODEL)
     gguf = source.fetch(found, models, quiet)
-    converted = await vllm.convert_gguf(engine.python, gguf, gguf.parent / "converted", quiet)
+    converted = await convert_gguf(engine.python, gguf, gguf.parent / "converted", quiet)
     before = {path.name: path.stat().st_mtime_ns for path in converted.iterdir()}
     assert "chat_template.jinja" in before
-    assert await vllm.convert_gguf(engine.python, gguf, gguf.parent / "converted", quiet) == converted
+    assert await convert_gguf(engine.python, gguf, gguf.parent / "converted", quiet) == converted
     assert {path.name: path.stat().st_mtime_ns for path in converted.iterdir()} == before
 
     facts = source.directory_facts(converted)

@@ -48,6 +48,7 @@ def test_every_block_runs(tmp_path: Path, cache_dir: Path) -> None:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("The capital of France is Paris.") == 3, done.stdout
+        assert "A hash table finds an entry by its key." in done.stdout
         assert "--max-model-len 2048" in done.stdout
         assert MODEL in done.stdout
         assert kit.engine_tree() == []

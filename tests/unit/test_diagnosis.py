@@ -39,6 +39,16 @@ from chutes.engine.diagnosis import LINES_SHOWN, diagnose
         ),
         ("ModuleNotFoundError: No module named 'torchvision'", "lacks a package", True),
         ("Traceback\nRuntimeError: something else", "something else", False),
+        (
+            "ValueError: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=0.4",
+            "KV cache does not fit",
+            True,
+        ),
+        (
+            "Responses API disabled: init failed (ModuleNotFoundError: No module named 'x')\nKeyError: 'why'",
+            "'why'",
+            False,
+        ),
     ],
 )
 def test_known_causes(log: str, says: str, fatal: bool) -> None:

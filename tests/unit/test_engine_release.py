@@ -20,6 +20,7 @@ def pins(release: EngineRelease) -> list[str]:
 def test_find():
     assert find("vllm", "cpu").id == "vllm-cpu-0.32.0"
     assert find("vllm", "cuda", "0.32.0").id == "vllm-0.32.0"
+    assert find("sglang", "cpu").id == "sglang-cpu-0.5.23"
     with pytest.raises(NotFound, match=r"no engine vllm 9\.9 for cpu") as caught:
         find("vllm", "cpu", "9.9")
     assert "vllm 0.32.0 (cpu)" in caught.value.fix
@@ -31,11 +32,12 @@ def test_every_line_of_a_set_is_one_exact_pin(release: EngineRelease):
     assert [line for line in lines if not PIN.match(line)] == []
     names = [line.split("==")[0] for line in lines]
     assert sorted(names) == sorted(set(names))
-    distribution = "vllm-cpu" if release.accelerator == "cpu" else "vllm"
+    distribution = "vllm-cpu" if release.id.startswith("vllm-cpu") else release.name
     assert f"{distribution}=={release.version}" in lines
     assert {"torch", "transformers", "gguf", "accelerate"} <= set(names)
 
 
-def test_the_cpu_set_holds_nothing_for_cuda():
-    names = [line.split("==")[0] for line in pins(find("vllm", "cpu"))]
-    assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton", "torchvision"))]
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_the_cpu_sets_hold_nothing_for_cuda(engine: str):
+    names = [line.split("==")[0] for line in pins(find(engine, "cpu"))]
+    assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton", "sglang-kernel"))]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from chutes.engine import vllm
-from chutes.engine.environment import Environment
-from chutes.engine.release import EngineRelease
+from chutes.engine import gguf, vllm
+from chutes.engine.environment import INSIDE
 from chutes.exception import EngineEnvironmentError, InvalidSpec, ModelError
+from tests.unit.fake_environment import fake, runs
 
 GIB = 1 << 30
 
@@ -84,21 +84,6 @@ def test_given_reads_flags_and_not_values():
 # ------------------------------------------------------------- a program in the place of an environment
 
 
-def fake(tmp_path: Path, script: str) -> Environment:
-    """An environment whose python is a shell script; every run of it appends a line to `runs`."""
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\necho run >> {tmp_path}/runs\n{script}\n")
-    python.chmod(0o755)
-    (tmp_path / "requirements.txt").write_text("vllm==0\n")
-    release = EngineRelease("vllm", "0.1", "cpu", "vllm-cpu-0.1", tmp_path / "requirements.txt", 0)
-    return Environment(release, tmp_path, python)
-
-
-def runs(tmp_path: Path) -> int:
-    file = tmp_path / "runs"
-    return len(file.read_text().splitlines()) if file.exists() else 0
-
-
 async def test_reserved_flags_are_refused_before_anything_runs(tmp_path: Path):
     environment = fake(tmp_path, "exit 1")
     for args in (
@@ -135,12 +120,12 @@ async def test_a_checker_that_fails_is_no_verdict(tmp_path: Path):
 
 async def test_conversion_is_atomic_and_done_once(tmp_path: Path):
     seen: list[str] = []
-    gguf, destination = tmp_path / "a.gguf", tmp_path / "converted"
+    file, destination = tmp_path / "a.gguf", tmp_path / "converted"
     body = 'mkdir -p "$3"; echo "step: reading"; echo noise; echo "{}" > "$3/config.json"'
     environment = fake(tmp_path, body)
     for _ in range(2):
-        made = await vllm.convert_gguf(
-            environment.python, gguf, destination, lambda what, _d, _t: seen.append(what)
+        made = await gguf.convert_gguf(
+            environment.python, file, destination, lambda what, _d, _t: seen.append(what)
         )
         assert made == destination
     assert runs(tmp_path) == 1
@@ -152,7 +137,7 @@ async def test_a_failed_conversion_says_why_and_leaves_nothing(tmp_path: Path):
         tmp_path, 'mkdir -p "$3"; touch "$3/half"; echo "ValueError: no such architecture" >&2; exit 1'
     )
     with pytest.raises(ModelError, match="ValueError: no such architecture"):
-        await vllm.convert_gguf(
+        await gguf.convert_gguf(
             environment.python, tmp_path / "a.gguf", tmp_path / "converted", lambda *_: None
         )
     assert not (tmp_path / "converted").exists()
@@ -160,7 +145,7 @@ async def test_a_failed_conversion_says_why_and_leaves_nothing(tmp_path: Path):
 
 
 def test_the_scripts_that_run_inside_need_no_chutes():
-    for script in vllm.INSIDE.glob("*.py"):
+    for script in INSIDE.glob("*.py"):
         text = script.read_text()
         assert "import chutes" not in text
         assert "from chutes" not in text

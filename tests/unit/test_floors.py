@@ -19,7 +19,7 @@ FLOORS = [
     {"model", "chute"},
     {"image"},
     {"util"},
-    {"config", "wire", "mortal", "board"},
+    {"config", "wire", "mortal", "board", "compiled"},
     {"exception"},
 ]
 FORBIDDEN = {"torch", "vllm", "sglang", "diffusers", "transformers"}

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -202,7 +202,7 @@ class Outcome(NamedTuple):
     """Mean difference between the busiest and the idlest."""
 
 
-Policy = Callable[[Sequence[int], int, int], int | None]
+Policy = Callable[[list[int], int, int], int | None]
 
 
 def simulate(policy: Policy, rate: float, zipf: float, *, instances: int = 4, seconds: int = 40) -> Outcome:

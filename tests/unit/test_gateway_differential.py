@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -15,13 +14,9 @@ from hypothesis import strategies as st
 
 from chutes import wire
 from chutes.board import Board
-from chutes.gateway import client
-from chutes.gateway.client import ClientConnection, Clients
-from chutes.gateway.exchange import Client
-from chutes.gateway.orders import Order
-from chutes.gateway.outbox import Outbox
-from chutes.gateway.relay import AnswerRelay
+from chutes.gateway.client import Clients
 from chutes.gateway.service import Service
+from chutes.gateway.upstream import UpstreamConnection
 
 MAX_BODY = 300
 BOARD = Board(Board.create(rows=1).fd, row=0)
@@ -39,13 +34,15 @@ TABLE = wire.Table(
         wire.Key("old", wire.key_digest("cpk_old"), expires=1.0),
     ],
 )
+LOOP = asyncio.new_event_loop()
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n<answer>"
 BODY = b'{"model":"org/M","stream":true}'
 HEAD = (
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer cpk_one\r\nUser-Agent: a\r\n"
     b"Content-Length: %d\r\nAccept: */*\r\n\r\n"
 )
 WARM = HEAD % len(BODY) + BODY
-REQUEST_ID = re.compile(rb"req-[0-9a-f]+-[0-9a-f]+")
+REQUEST_ID = re.compile(rb"req-[0-9a-f]+-[0-9]+")
 
 
 class Transport:
@@ -78,66 +75,60 @@ class Transport:
     resume_reading = pause_reading
 
 
-class AtOnce(Outbox):
-    """Sends without an event loop."""
+class Engine(Transport):
+    """Takes orders on a connection, and answers each at once."""
 
-    def write(self, transport: asyncio.Transport, data: bytes) -> None:
-        transport.write(data)
+    def __init__(self, connection: UpstreamConnection) -> None:
+        super().__init__()
+        self._connection = connection
+        self.orders: list[bytes] = []
 
-    def then(self, action: Callable[[], None]) -> None:
-        action()
-
-
-class Answered:
-    """Stands for an exchange: writes down its order and answers it at once."""
-
-    orders: list[tuple[Any, ...]] = []  # noqa: RUF012
-
-    def __init__(self, to: Client, _: Clients, order: Order, relay: AnswerRelay) -> None:
-        self._client, self._order, self._relay = to, order, relay
-
-    def start(self) -> None:
-        order, standing = self._order, self._order.standing
-        facts = (standing.key.key_id, standing.path, standing.thinking, order.stream, order.shows_usage)
-        self.orders.append((order.head, order.body, *facts))
-        self._client.complete(b"<answer>", self._relay.keep_alive)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_engines() -> Any:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(client, "Exchange", Answered)
-    yield
-    patch.undo()
-
-
-def connect(clients: Clients) -> tuple[ClientConnection, Transport]:
-    connection, transport = clients.accept(), Transport()
-    connection.connection_made(cast(asyncio.Transport, transport))
-    return connection, transport
+    def write(self, data: bytes) -> None:
+        self.orders.append(REQUEST_ID.sub(b"req", data))
+        self._connection.data_received(ANSWER)
 
 
 Outcome = tuple[bytes, list[tuple[Any, ...]], bool]
 
 
 def outcome(data: bytes, cuts: list[int], *, warm: bool) -> Outcome:
-    """What comes back for these bytes, what engines would get, and whether the connection ended."""
+    """What comes back for these bytes, what engines get and is metered, and whether the connection ended."""
+    return LOOP.run_until_complete(_outcome(data, cuts, warm=warm))
+
+
+async def _outcome(data: bytes, cuts: list[int], *, warm: bool) -> Outcome:
     service = Service(MAX_BODY, BOARD)
     service.swap(TABLE)
-    clients = Clients(service, lambda _: None)
-    clients.outbox = AtOnce()
-    connection, transport = connect(clients)
+    told: list[Any] = []
+    clients = Clients(service, told.append)
+    upstream = UpstreamConnection(service.upstreams.group("m").instances[0])
+    engine = Engine(upstream)
+    upstream.connection_made(cast(asyncio.Transport, engine))
+    upstream.instance.give_back(upstream, 0)
+    connection, transport = clients.accept(), Transport()
+    connection.connection_made(cast(asyncio.Transport, transport))
+
+    async def feed(part: bytes) -> None:
+        connection.data_received(part)
+        while clients.outbox.waits:
+            await asyncio.sleep(0)
+
     if warm:
         for _ in range(3):
-            connection.data_received(WARM)
+            await feed(WARM)
         assert connection._known is not None
+        clients.meter.flush()
         transport.written = b""
-    Answered.orders = []
+        engine.orders.clear()
+        told.clear()
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     for start, end in itertools.pairwise(places):
         if not transport.closing:
-            connection.data_received(data[start:end])
-    return REQUEST_ID.sub(b"req", transport.written), list(Answered.orders), transport.closing
+            await feed(data[start:end])
+    clients.meter.flush()
+    metered = [(r.key_id, r.path, r.model, r.status, r.stream) for usage in told for r in usage.records]
+    orders = list(zip(engine.orders, metered, strict=True))
+    return REQUEST_ID.sub(b"req", transport.written), orders, transport.closing
 
 
 def headed(line: bytes, body: bytes = BODY) -> bytes:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chutes.gateway.events import Usage, hide_usage, read_usage, read_usage_event, twin_events, twin_reasoning
+from chutes.gateway.events import hide_usage, read_usage, read_usage_event, twin_events, twin_reasoning
+from chutes.gateway.shapes import Usage
 
 NASTY = [
     '"reasoning":"x"',

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chutes import wire
 from chutes.board import COLUMNS, Board
 from chutes.gateway.answers import Refusal
-from chutes.gateway.quota import Quota, _headers, duration
+from chutes.gateway.quota import Quota, duration
 
 NOON = 43_200.0
 
@@ -42,8 +42,7 @@ def began(quota: Quota, key: wire.Key, now: float) -> Refusal | None:
 
 
 def headers(quota: Quota, key: wire.Key, now: float) -> bytes:
-    """What the header lines of a request would say that is not counted."""
-    return _headers(key, quota._use(key.slot, now)) if key.slot is not None else b""
+    return quota.headers(key, now)
 
 
 def spend(quota: Quota, key: wire.Key, tokens: int, now: float) -> None:

@@ -63,6 +63,16 @@ GEMMA_4 = {
 }  # fmt: skip
 
 
+BGE_LARGE = {
+    "model_type": "bert", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "intermediate_size": 4096, "vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2,
+}  # fmt: skip
+MINILM = {
+    **BGE_LARGE, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("config", "loaded", "stored"),
     [
@@ -73,6 +83,8 @@ GEMMA_4 = {
         pytest.param(QWEN_3_5, 26_895_998_464, 26_895_998_464 + 424_699_392, id="Qwen3.5-27B, text"),
         pytest.param(QWEN_3_5_MOE, 34_660_610_688, 34_660_610_688 + 844_640_768, id="Qwen3.5-35B, text"),
         pytest.param(MIMO, 7_622_619_136, 7_833_409_536, id="MiMo-7B"),
+        pytest.param(BGE_LARGE, 335_141_888, None, id="bge-large-en-v1.5"),
+        pytest.param(MINILM, 22_713_216, None, id="all-MiniLM-L6-v2"),
     ],
 )
 def test_parameters_are_those_that_the_code_makes(config: dict[str, Any], loaded: int, stored: int | None):

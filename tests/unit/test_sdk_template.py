@@ -1,4 +1,4 @@
-"""The vLLM template: arguments, cords, and the chute files that people have."""
+"""The templates for text: arguments, cords, and the chute files that people have."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import pytest
 
 from chutes.chute import NodeSelector
 from chutes.chute.loader import load
-from chutes.chute.template import build_vllm_chute
+from chutes.chute.template import build_sglang_chute, build_vllm_chute
+from chutes.chute.template import sglang as published_sglang
 from chutes.chute.template import vllm as published
 from chutes.chute.template.engine_args import split
 from chutes.exception import InvalidSpec
+from chutes.image.standard.sglang import SGLANG
 from chutes.image.standard.vllm import VLLM
 
 PUBLISHED_FILES = Path(__file__).parents[1] / "fixtures" / "published"
 
 
-def test_the_signature_is_the_published_one():
-    found = inspect.signature(build_vllm_chute).parameters
+@pytest.mark.parametrize(("build", "image"), [(build_vllm_chute, VLLM), (build_sglang_chute, SGLANG)])
+def test_the_signature_is_the_published_one(build, image):
+    found = inspect.signature(build).parameters
     assert list(found)[:3] == ["username", "model_name", "node_selector"]
     assert {n: p.default for n, p in found.items() if p.default is not p.empty} == {
         "node_selector": None,  # required in the published one
-        "image": VLLM,
+        "image": image,
         "tagline": "",
         "readme": "",
         "concurrency": 32,
@@ -45,6 +48,22 @@ def test_it_returns_a_pack_with_handles_on_the_cords():
     assert pack.chute.standard_template == "vllm"
     for handle in ("chat", "chat_stream", "completion", "completion_stream", "models"):
         assert callable(getattr(pack, handle))
+
+
+def test_an_sglang_chute_is_a_vllm_chute_without_tokenize():
+    pack = build_sglang_chute(
+        "someone", "org/model", NodeSelector(), engine_args={"enable_mixed_chunk": False}
+    )
+    assert isinstance(pack, published_sglang.SGLangChute)
+    spec, other = pack.chute.to_spec(), build_vllm_chute("someone", "org/model").chute.to_spec()
+    assert spec.standard_template == "vllm"  # sic
+    assert spec.engine is not None
+    assert (spec.engine.name, spec.engine.args) == ("sglang", [])
+    assert spec.cords == [cord for cord in other.cords if "tokenize" not in cord.function]
+    for handle in ("chat", "chat_stream", "completion", "completion_stream", "models"):
+        assert callable(getattr(pack, handle))
+    with pytest.raises(InvalidSpec, match="build_sglang_chute"):
+        build_sglang_chute("someone", "org/model", engine_args="--revision main")
 
 
 def test_every_published_model_is_there():
@@ -149,17 +168,16 @@ def test_neighbours_of_owned_options_are_allowed():
 
 
 @pytest.mark.filterwarnings("ignore::chutes.chute.NotEnforcedWarning")
-@pytest.mark.parametrize("path", sorted(PUBLISHED_FILES.glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(PUBLISHED_FILES.glob("vllm*.py")), ids=lambda p: p.stem)
 def test_published_chute_files_deploy_unchanged(path):
     loaded = load(f"{path.name}:chute", cwd=path.parent)
     spec = loaded.chute.to_spec(loaded.ref, loaded.code)
     assert spec.username == "someone"
     assert spec.code == path.read_text()
     json.loads(spec.model_dump_json())
-    if path.stem.startswith("vllm"):
-        assert spec.engine is not None
-        assert spec.engine.revision == spec.revision
-        assert len(spec.revision or "") == 40
+    assert spec.engine is not None
+    assert spec.engine.revision == spec.revision
+    assert len(spec.revision or "") == 40
 
 
 @pytest.mark.filterwarnings("ignore::chutes.chute.NotEnforcedWarning")
@@ -206,6 +224,8 @@ def test_our_template_reads_its_environment(monkeypatch):
     assert spec.engine is not None
     assert spec.engine.model_dump() == {
         "name": "vllm",
+        "task": "generate",
+        "options": {},
         "model": "org/other",
         "revision": "b" * 40,
         "args": ["--max-model-len", "4096"],

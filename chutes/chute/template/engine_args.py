@@ -19,14 +19,17 @@ _API_KEY = (
     "Leave it out; callers use keys from `chutes keys create`.",
 )
 _REVISION = (
-    "Revision is now a top-level argument to build_vllm_chute!",
+    "Revision is now a top-level argument to build_{engine}_chute!",
     'Write revision="..." beside engine_args and take --revision out of it.',
 )
 _OWNED = {
     "--served-model-name": _SERVED_NAME,
     "--api-key": _API_KEY,
     "--revision": _REVISION,
-    "--model": ("You may not set --model in engine_args.", "The model is the argument model_name=."),
+    **{
+        flag: (f"You may not set {flag} in engine_args.", "The model is the argument model_name=.")
+        for flag in ("--model", "--model-path")
+    },
     **{
         flag: (
             f"You may not set {flag} in engine_args: the platform chooses where the engine listens.",
@@ -39,13 +42,14 @@ _TENSOR_PARALLEL = "--tensor-parallel-size"
 _TP_ALIASES = ("--tp", "-tp")
 
 
-def split(engine_args: str | Mapping[str, Any] | Sequence[str] | None) -> list[str]:
+def split(engine_args: str | Mapping[str, Any] | Sequence[str] | None, engine: str = "vllm") -> list[str]:
     """Command-line words of `engine_args`.
 
     Args:
         engine_args: a command line (quotes and line continuations work, and a JSON value may stand
             unquoted); a mapping from option to value, where True is the bare flag, False its `--no-`
             form, None leaves it out and a list or dict becomes JSON; a list of words; or None.
+        engine: whose they are. SGLang has no `--no-` forms: False leaves the option out.
 
     Raises:
         InvalidSpec: it cannot be read, or sets what the platform sets itself.
@@ -55,10 +59,12 @@ def split(engine_args: str | Mapping[str, Any] | Sequence[str] | None) -> list[s
     elif isinstance(engine_args, str):
         words = _from_text(engine_args)
     elif isinstance(engine_args, Mapping):
-        words = [word for option, value in engine_args.items() for word in _from_item(str(option), value)]
+        words = [
+            word for option, value in engine_args.items() for word in _from_item(str(option), value, engine)
+        ]
     else:
         words = [str(word) for word in engine_args]
-    return _checked(words)
+    return _checked(words, engine)
 
 
 def _from_text(text: str) -> list[str]:
@@ -105,10 +111,10 @@ def _json_quoted(text: str) -> str:
     return "".join(parts)
 
 
-def _from_item(option: str, value: Any) -> list[str]:
+def _from_item(option: str, value: Any, engine: str) -> list[str]:
     name = option.lstrip("-").replace("_", "-")
     flag = option.replace("_", "-") if option.startswith("-") else f"--{name}"
-    if value is None:
+    if value is None or (value is False and engine == "sglang"):
         return []
     if value is True:
         return [flag]
@@ -117,7 +123,7 @@ def _from_item(option: str, value: Any) -> list[str]:
     return [flag, json.dumps(value) if isinstance(value, (dict, list, tuple)) else str(value)]
 
 
-def _checked(words: list[str]) -> list[str]:
+def _checked(words: list[str], engine: str) -> list[str]:
     if words and not words[0].startswith("-"):
         raise InvalidSpec(
             f"engine_args begins with {words[0]!r}, which is not an option.",
@@ -126,7 +132,8 @@ def _checked(words: list[str]) -> list[str]:
     names = [_option(word) for word in words]
     for name in names:
         if name in _OWNED:
-            raise InvalidSpec(*_OWNED[name])
+            message, fix = _OWNED[name]
+            raise InvalidSpec(message.format(engine=engine), fix)
     if _TENSOR_PARALLEL in names and any(alias in names for alias in _TP_ALIASES):
         raise InvalidSpec(
             "engine_args gives the tensor parallel size twice: both --tensor-parallel-size and --tp.",

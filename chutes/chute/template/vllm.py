@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote, urlparse
 
-from chutes.chute.base import Chute
 from chutes.chute.node_selector import NodeSelector
-from chutes.chute.pack import ChutePack
-from chutes.chute.spec import EngineSpec
-from chutes.chute.template.engine_args import split
 from chutes.chute.template.openai_models import (
     BaseRequest,
     ChatCompletionRequest,
@@ -27,10 +21,8 @@ from chutes.chute.template.openai_models import (
     TokenizeRequest,
     TokenizeResponse,
     UsageInfo,
-    playground_chat,
-    playground_completion,
 )
-from chutes.exception import InvalidSpec
+from chutes.chute.template.text import TextChute, text_chute
 from chutes.image import Image
 from chutes.image.standard.vllm import VLLM
 
@@ -54,14 +46,8 @@ __all__ = [
 ]
 
 
-class VLLMChute(ChutePack):
+class VLLMChute(TextChute):
     """A chute served by vLLM and handles on its cords."""
-
-    chat: Callable[..., Any]
-    chat_stream: Callable[..., Any]
-    completion: Callable[..., Any]
-    completion_stream: Callable[..., Any]
-    models: Callable[..., Any]
 
 
 def build_vllm_chute(
@@ -104,16 +90,15 @@ def build_vllm_chute(
     Raises:
         InvalidSpec: engine_args cannot be read or sets what the platform owns (a `ValueError`).
     """
-    name, model = _name_and_model(model_name)
-    args = split(engine_args)
-    chute = Chute(
+    chute, cords = text_chute(
+        "vllm",
+        model_name,
+        engine_args,
+        revision,
         username=username,
-        name=name,
         image=image,
         tagline=tagline,
         readme=readme,
-        standard_template="vllm",
-        revision=revision,
         node_selector=node_selector,
         concurrency=concurrency,
         max_instances=max_instances,
@@ -122,49 +107,6 @@ def build_vllm_chute(
         allow_external_egress=allow_external_egress,
         tee=tee,
     )
-    chute.serve_with(EngineSpec(name="vllm", model=model, revision=revision, args=args))
-
-    @chute.cord(
-        passthrough=True,
-        passthrough_path="/v1/chat/completions",
-        public_api_path="/v1/chat/completions",
-        stream=True,
-        input_schema=ChatCompletionRequest,
-        minimal_input_schema=playground_chat(name, stream=True),
-    )
-    async def chat_stream(data) -> ChatCompletionStreamResponse:
-        return data
-
-    @chute.cord(
-        passthrough=True,
-        passthrough_path="/v1/chat/completions",
-        public_api_path="/v1/chat/completions",
-        input_schema=ChatCompletionRequest,
-        minimal_input_schema=playground_chat(name, stream=False),
-    )
-    async def chat(data) -> ChatCompletionResponse:
-        return data
-
-    @chute.cord(
-        passthrough=True,
-        passthrough_path="/v1/completions",
-        public_api_path="/v1/completions",
-        stream=True,
-        input_schema=CompletionRequest,
-        minimal_input_schema=playground_completion(name, stream=True),
-    )
-    async def completion_stream(data) -> CompletionStreamResponse:
-        return data
-
-    @chute.cord(
-        passthrough=True,
-        passthrough_path="/v1/completions",
-        public_api_path="/v1/completions",
-        input_schema=CompletionRequest,
-        minimal_input_schema=playground_completion(name, stream=False),
-    )
-    async def completion(data) -> CompletionResponse:
-        return data
 
     @chute.cord(
         passthrough=True,
@@ -184,37 +126,4 @@ def build_vllm_chute(
     async def do_detokenize(data) -> DetokenizeResponse:
         return data
 
-    @chute.cord(
-        passthrough=True,
-        passthrough_path="/v1/models",
-        public_api_path="/v1/models",
-        public_api_method="GET",
-        method="GET",
-    )
-    async def get_models(data):
-        return data
-
-    return VLLMChute(
-        chute=chute,
-        chat=chat,
-        chat_stream=chat_stream,
-        completion=completion,
-        completion_stream=completion_stream,
-        models=get_models,
-    )
-
-
-def _name_and_model(model_name: str) -> tuple[str, str]:
-    if not isinstance(model_name, str) or not model_name.strip():
-        raise InvalidSpec(f"model_name={model_name!r} is empty.", "Give a hub id such as 'Qwen/Qwen3-8B'.")
-    if model_name.startswith(("/", "./", "../", "~", "file://")):
-        text = unquote(urlparse(model_name).path) if model_name.startswith("file://") else model_name
-        path = Path(text).expanduser().resolve()
-        # A chute's name has three letters at least, and the directory's name is not the author's choice.
-        return path.name if len(path.name) >= 3 else f"local/{path.name}", str(path)
-    if "/" not in model_name and Path(model_name).is_dir():
-        raise InvalidSpec(
-            f"model_name={model_name!r} is no hub id, and a directory here is called so.",
-            f"Write './{model_name}' for the directory.",
-        )
-    return model_name, model_name
+    return VLLMChute(**cords)

@@ -11,11 +11,15 @@ says where it is; on failure it exits with 1 and the reason is the last line of 
 import sys
 from pathlib import Path
 
+import torchvision_on_cpu
+
 
 def convert(gguf: Path, output: Path, dtype: str) -> None:
     """Write config.json, model*.safetensors and the tokenizer's files into `output`, which must be empty."""
     print("step: importing transformers", flush=True)
     import torch
+
+    torchvision_on_cpu.prepare()
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}

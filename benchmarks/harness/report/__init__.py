@@ -1,0 +1,1 @@
+"""What one looks at: `view` works everything out once; `table`, `plots` and `html` show it."""

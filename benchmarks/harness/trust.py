@@ -1,0 +1,84 @@
+"""What a reader must know before believing a result: said with it, not found out later. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.harness.measures import Measures
+from benchmarks.harness.result import Environment, Phase, Result
+from benchmarks.harness.steady import steady_window
+
+LAG_SECONDS, LAG_SHARE = 1e-3, 0.01
+"""A client later than both a millisecond and this share of the median TTFT measures itself."""
+BUSY = 0.9  # of a core: above it a client process answers late
+LOAD_SHARE = 0.5  # of the cores busy before anything began
+STEAL = 0.01
+CACHED = 0.05  # of input tokens out of the prefix cache: below it the chat template explains it
+FEW = 100  # requests: below it, not one is expected beyond the 99th percentile
+CHECKS = {
+    "output_length": "answers are not as long as asked",
+    "input_length": "prompts were counted differently by the server than by the workload",
+    "uncounted": "answers came without a count of tokens; events were counted instead",
+    "at_once": "answers came in one piece though they were streamed: something buffers",
+    "disordered": "requests have times that run backwards: do not use this result",
+}
+
+
+def of_result(result: Result) -> list[str]:
+    """Of the machine and of the run as a whole."""
+    found = [*_machine(result.environment), *result.notes]
+    if result.interrupted:
+        found.insert(0, f"INTERRUPTED ({result.interrupted}): this is what was measured until then")
+    if result.thinned:
+        found.append("Times between first and last token are left out: no gaps, no ITL")
+    return found
+
+
+def of_phase(phase: Phase, measures: Measures) -> list[str]:
+    """Of one load."""
+    found = list(_client(phase, measures))
+    if phase.interrupted:
+        found.append(f"ended before its time: {phase.interrupted}")
+    if measures.failed:
+        kinds = ", ".join(f"{kind} × {count}" for kind, count in measures.errors.items())
+        found.append(
+            f"{measures.failed} of {measures.sent} requests failed ({kinds}): latencies are of the others"
+        )
+    found += [f"{count} of {measures.completed} {CHECKS[kind]}" for kind, count in measures.checks.items()]
+    if (measures.cached_share or 0) > CACHED:
+        found.append(f"{measures.cached_share:.0%} of input tokens came out of the prefix cache")
+    if measures.completed < FEW:
+        found.append(f"{measures.completed} requests: the 99th percentile is the slowest one, or nearly")
+    enough = len(phase.records) >= FEW and phase.load.get("kind") != "closed"
+    if enough and steady_window(phase.records) is None:
+        found.append("the queue grew as long as requests came: a longer run would have longer latencies")
+    return found
+
+
+def client_limited(phase: Phase, measures: Measures) -> bool:
+    """Whether the client was so late that it measured itself."""
+    lag = measures.latencies.get("lag")
+    ttft = measures.latencies.get("ttft")
+    if lag is None:
+        return False
+    share = LAG_SHARE * ttft.percentiles[50].value if ttft else 0.0
+    return lag.percentiles[99].value > max(LAG_SECONDS, share)
+
+
+def _client(phase: Phase, measures: Measures) -> Iterator[str]:
+    if client_limited(phase, measures):
+        late = measures.latencies["lag"].percentiles[99].value * 1e3
+        yield (
+            f"CLIENT-LIMITED: requests were sent up to {late:.1f} ms late (p99). Give it more processes or a "
+            "machine of its own"
+        )
+    elif (phase.client.busy or 0) > BUSY:
+        yield f"a client process used {phase.client.busy:.0%} of its core"
+
+
+def _machine(environment: Environment) -> Iterator[str]:
+    before = environment.load_before
+    if before and environment.cpus and before[0] > LOAD_SHARE * environment.cpus:
+        yield f"NOISY: load average {before[0]:.1f} on {environment.cpus} cores before it began"
+    if (environment.steal or 0) > STEAL:
+        yield f"NOISY: the hypervisor gave {environment.steal:.1%} of the CPU to others"

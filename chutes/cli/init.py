@@ -1,0 +1,43 @@
+"""init: a chute file to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chutes import config as settings
+from chutes.cli import output
+from chutes.exception import AlreadyExists, UsageError
+
+STARTERS = Path(__file__).parent / "starters"
+NOBODY = '"USERNAME"'
+
+_AFTERWARDS = {
+    "vllm": "Then ask it: the end of `chutes deploy` shows a curl command.",
+    "sglang": "Then ask it: the end of `chutes deploy` shows a curl command.",
+    "embedding": "Then POST /v1/embeddings at the address that `chutes deploy` prints.",
+    "diffusion": "Then POST /v1/images/generations at the address that `chutes deploy` prints.",
+    "custom": "Then open /{slug}/docs at the address that `chutes deploy` prints (`chutes ps` has the slug).",
+}
+
+
+def init(template: str, name: str, force: bool) -> None:
+    if template not in _AFTERWARDS:
+        raise UsageError(f"There is no template {template!r}.", f"Use one of {', '.join(_AFTERWARDS)}.")
+    stem = name.removesuffix(".py")
+    if not stem.isidentifier():
+        raise UsageError(
+            f"{name!r} cannot be the name of a Python module.",
+            "Use letters, digits and underscores, for instance --name my_chute.",
+        )
+    path = Path.cwd() / f"{stem}.py"
+    if path.exists() and not force:
+        raise AlreadyExists(
+            f"{path} is there already.", "Choose another --name, or --force to write over it."
+        )
+    username = settings.load().username
+    path.write_text((STARTERS / f"{template}.py").read_text().replace(NOBODY, f'"{username}"'))
+    output.say(str(path))
+    output.note("Change what you like in it. Next:")
+    output.note(f"  chutes deploy {stem}:chute --dry-run   # shows the plan, starts nothing")
+    output.note(f"  chutes deploy {stem}:chute")
+    output.note(_AFTERWARDS[template])

@@ -1,0 +1,1 @@
+"""Chute files that `chutes init` copies: whole, working ones, with a placeholder for the user's name."""

@@ -1,0 +1,68 @@
+"""A build of the gateway's core is used for the very source that it was made of, and for no other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import chutes
+
+THERE = "from chutes import compiled; print(compiled.there() is not None)"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the package, without builds of its own."""
+    source = Path(chutes.__file__).parent
+    shutil.copytree(source, tmp_path / "chutes", ignore=shutil.ignore_patterns("__compiled__", "__pycache__"))
+    return tmp_path
+
+
+def run(checkout: Path, code: str, **variables: str) -> str:
+    left = {name: value for name, value in os.environ.items() if name != "CHUTES_COMPILED"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=checkout,  # goes before PYTHONPATH
+        env={**left, "PYTHONPATH": str(checkout), **variables},
+    )
+    return done.stdout.strip()
+
+
+def pretend(checkout: Path) -> None:
+    """Leave an empty build of the present source."""
+    run(checkout, "from chutes import compiled; (compiled.PLACE / compiled.digest()).mkdir(parents=True)")
+
+
+def test_without_a_build_the_source_runs(checkout: Path) -> None:
+    assert run(checkout, THERE) == "False"
+    assert run(checkout, "from chutes.gateway import client; print(client.__file__)").endswith("client.py")
+
+
+@pytest.mark.parametrize("edited", ["gateway/relay.py", "gateway/shapes.py", "board.py"])
+def test_an_edit_puts_a_build_out_of_use(checkout: Path, edited: str) -> None:
+    pretend(checkout)
+    assert run(checkout, THERE) == "True"
+    with (checkout / "chutes" / edited).open("a") as file:
+        file.write("# edited\n")
+    assert run(checkout, THERE) == "False"
+
+
+def test_a_build_can_be_switched_off(checkout: Path) -> None:
+    pretend(checkout)
+    assert run(checkout, THERE, CHUTES_COMPILED="0") == "False"
+
+
+def test_every_file_of_the_core_is_compiled_or_has_a_reason(checkout: Path) -> None:
+    # worker: the process around the core; shapes: msgspec needs live annotations.
+    left = {"__init__", "__main__", "worker", "shapes"}
+    found = {file.stem for file in (checkout / "chutes/gateway").glob("*.py")}
+    named = run(checkout, "from chutes import compiled; print(*compiled.NAMES)").split()
+    assert set(named) == found - left
