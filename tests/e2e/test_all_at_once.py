@@ -24,7 +24,7 @@ from chutes.chute import Chute, NodeSelector
 chute = Chute("tester", "shout", image="python:3.12", node_selector=NodeSelector(), concurrency=4)
 
 @chute.cord(public_api_path="/shout")
-def shout(text: str) -> str:
+def shout(self, text: str) -> str:
     return text.upper()
 """
 
@@ -36,7 +36,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[P
     with platform(tmp_path_factory.mktemp("all"), cache=cache_dir) as kit:
         (kit.directory / "own.py").write_text(OWN)
         kit.run("deploy", "templates.vllm_chute:chute", timeout=DEPLOY_SECONDS)
-        # The same weights once more. A chute is called after its model: they need a directory of another name.
+        # The same weights once more, in a directory of another name: a chute is called after its model.
         packaged = cache_dir / "models" / "packages" / MODELS[MODEL].requirement / "converted"
         shutil.copytree(packaged, kit.directory / "smol-on-sglang", copy_function=os.link)
         kit.run(
