@@ -206,6 +206,8 @@ def _take_variables(text: str, way: Way) -> None:
         words = []
     for word in words:
         name, equals, value = word.partition("=")
+        if name.startswith(("PIP_", "UV_", "DEBIAN_")):  # for those who build the image
+            continue
         if equals and "$" not in value and name not in _NOT_TAKEN and not name.startswith("CHUTES_"):
             way.variables[name] = value
         else:
