@@ -106,7 +106,7 @@ def require_revision(spec: ChuteSpec) -> None:
     Raises:
         InvalidSpec: there is no revision, or it is a branch or tag, which can move (a `ValueError`).
     """
-    if spec.engine is None or spec.engine.model.startswith("/"):  # a directory here has no commit
+    if spec.engine is None or spec.engine.model.startswith(("/", "https://")):  # no commits there
         return
     revision = spec.engine.revision or spec.revision
     model = spec.engine.model

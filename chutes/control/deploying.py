@@ -10,17 +10,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from chutes.chute.spec import ChuteSpec
+from chutes.chute.spec import ChuteSpec, EngineSpec
 from chutes.config import Config
 from chutes.control import own_code
 from chutes.control.reconcile import Deployment
-from chutes.engine import families, registry
+from chutes.engine import families, registry, release
 from chutes.exception import ModelError
-from chutes.hardware import devices, gpu_names, plan, profiles
+from chutes.hardware import devices, gpu_names, pipeline, plan, profiles
 from chutes.hardware.terms import gib
+from chutes.image.standard.diffusion import DIFFUSION
 from chutes.image.standard.sglang import SGLANG
 from chutes.image.standard.vllm import VLLM
-from chutes.model import catalogue, known, variants
+from chutes.model import catalogue, known, pipelines, variants
 from chutes.model import source as model
 from chutes.model.facts import ModelFacts
 from chutes.model.hub import HubUnreachable
@@ -80,6 +81,8 @@ def draft(
     # A slip in a GPU's name is said before anybody is asked about a model.
     gpu_names.check_ids(spec.node_selector.include or [], "include", shelf)
     gpu_names.check_ids(spec.node_selector.exclude or [], "exclude", shelf)
+    if spec.engine.task == "image":
+        return _pipeline(spec, spec.engine, config, machine, shelf, taken, promised)
     try:
         source = model.resolve(spec.engine.model, spec.engine.revision)
     except HubUnreachable as error:
@@ -106,9 +109,7 @@ def draft(
         concurrency=spec.concurrency,
         taken=taken,
     )
-    if chosen.problem and chosen.accelerator == "cpu" and promised > 0:
-        chosen.problem += f" {gib(promised)} more are free and kept for chutes that were deployed before."
-        chosen.fix += " `chutes sleep NAME` or `chutes delete NAME` gives another chute's memory back."
+    _say_promised(chosen, promised)
     family = _family(spec, facts)
     chosen = _with_parsers(chosen, family, spec.engine.args)
     return Draft(
@@ -125,6 +126,50 @@ def draft(
             {cord.public_api_path for cord in spec.cords if cord.public_api_path},
             vision=facts is not None and facts.vision,
         ),
+    )
+
+
+def _say_promised(chosen: plan.Plan, promised: int) -> None:
+    """Where there is too little memory, tell what of it is kept for others."""
+    if chosen.problem and chosen.accelerator == "cpu" and promised > 0:
+        chosen.problem += f" {gib(promised)} more are free and kept for chutes that were deployed before."
+        chosen.fix += " `chutes sleep NAME` or `chutes delete NAME` gives another chute's memory back."
+
+
+def _pipeline(
+    spec: ChuteSpec,
+    engine: EngineSpec,
+    config: Config,
+    machine: devices.Machine,
+    shelf: profiles.Profiles,
+    taken: Collection[int],
+    promised: int,
+) -> Draft:
+    """A draft of a chute that draws: several models in one, of which a language model's facts say nothing."""
+    arguments = engine.options.get("pipeline_args") or {}
+    source = pipelines.resolve(engine.model, engine.revision, str(arguments.get("variant") or ""))
+    try:
+        sizes = pipelines.read_facts(source, config.models)
+    except HubUnreachable:
+        sizes = None  # its files may be here already
+    chosen = pipeline.plan(
+        sizes,
+        spec.node_selector,
+        machine,
+        shelf,
+        version=release.find(engine.name, "cuda" if machine.gpus else "cpu").version,
+        options=engine.options,
+        taken=taken,
+    )
+    _say_promised(chosen, promised)
+    paths = {cord.public_api_path for cord in spec.cords if cord.public_api_path}
+    return Draft(
+        spec=spec,
+        source=source,
+        plan=chosen,
+        version=version_of(spec, source, chosen),
+        notes=_notes(spec, chosen),
+        capabilities=families.capabilities(chosen.engine, None, [], paths),
     )
 
 
@@ -232,7 +277,7 @@ def _notes(spec: ChuteSpec, chosen: plan.Plan) -> list[str]:
     args = spec.engine.args if spec.engine else []
     if chosen.accelerator == "cpu" and any("bfloat16" in arg for arg in args):
         notes.append("engine_args ask for bfloat16, in which this engine gives wrong text on a CPU")
-    if spec.image not in ("", VLLM, SGLANG):
+    if spec.image not in ("", VLLM, SGLANG, DIFFUSION):
         notes.append(f"image {spec.image!r} is not used: the engine runs in an environment of its own")
     own = [cord.function for cord in spec.cords if not cord.passthrough]
     own += [job.name for job in spec.jobs] + spec.hooks

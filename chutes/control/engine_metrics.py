@@ -30,11 +30,13 @@ class EngineMetric:
 METRICS = (
     EngineMetric(
         "chutes_engine_running_requests", "gauge", "Requests in the engine's current batch.",
-        {"vllm": "vllm:num_requests_running", "sglang": "sglang:num_running_reqs"},
+        {"vllm": "vllm:num_requests_running", "sglang": "sglang:num_running_reqs",
+         "diffusers": "diffusers:images_running"},
     ),
     EngineMetric(
         "chutes_engine_waiting_requests", "gauge", "Requests that wait inside the engine.",
-        {"vllm": "vllm:num_requests_waiting", "sglang": "sglang:num_queue_reqs"},
+        {"vllm": "vllm:num_requests_waiting", "sglang": "sglang:num_queue_reqs",
+         "diffusers": "diffusers:images_waiting"},
     ),
     EngineMetric(
         "chutes_engine_kv_cache_usage_ratio", "gauge", "Share of the KV cache in use, 0 to 1.",

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from chutes.engine.contract import Engine
+from chutes.engine.diffusers import Diffusers
 from chutes.engine.python import Python
 from chutes.engine.sglang import Sglang
 from chutes.engine.vllm import Vllm
 
-ENGINES: dict[str, Engine] = {"python": Python(), "sglang": Sglang(), "vllm": Vllm()}
+ENGINES: dict[str, Engine] = {
+    "diffusers": Diffusers(),
+    "python": Python(),
+    "sglang": Sglang(),
+    "vllm": Vllm(),
+}
 
 
 def of(name: str) -> Engine:

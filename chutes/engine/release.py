@@ -70,6 +70,24 @@ _RELEASES = [
         disk_bytes=22 * GB,  # not measured: CUDA libraries, torch, four packages of kernels, and their wheels
         imports=("sglang.srt.entrypoints.http_server", "transformers", "gguf", "accelerate"),
     ),
+    EngineRelease(
+        name="diffusers",
+        version="0.42.1",
+        accelerator="cpu",
+        id="diffusers-cpu-0.42.1",
+        requirements=REQUIREMENTS / "diffusers-cpu-0.42.1.txt",
+        disk_bytes=int(2.0 * GB),  # 1.2 GB installed (measured), wheels beside them (estimated)
+        imports=("diffusers", "transformers", "accelerate", "starlette", "uvicorn", "PIL"),
+    ),
+    EngineRelease(
+        name="diffusers",
+        version="0.42.1",
+        accelerator="cuda",
+        id="diffusers-0.42.1",
+        requirements=REQUIREMENTS / "diffusers-0.42.1.txt",
+        disk_bytes=14 * GB,  # not measured: some 9 GB of CUDA libraries and torch, and their wheels
+        imports=("diffusers", "transformers", "accelerate", "starlette", "uvicorn", "PIL"),
+    ),
 ]
 
 

