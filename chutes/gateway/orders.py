@@ -85,7 +85,7 @@ class Standing:
 
     def kept_at(self, route: wire.Route) -> bytes:
         """The header line that tells an instance under which URL its client finds what it keeps."""
-        if not self.base or "images" not in route.capabilities:
+        if not self.base or not keeps_pictures(route):
             return b""
         by_host = self.destination is not None and self.inner.startswith(self.path.encode())
         slug = b"" if by_host else b"/" + route.slug.encode()
@@ -155,6 +155,11 @@ class Order:
 def _fields(request: RequestHead, names: tuple[tuple[bytes, bytes], ...]) -> bytes:
     headers = request.headers
     return b"".join(form % headers[name] for name, form in names if name in headers)
+
+
+def keeps_pictures(route: wire.Route) -> bool:
+    """Whether instances of this chute have pictures below `KEPT`: of an author's own code nobody knows."""
+    return "images" in route.capabilities and not route.methods
 
 
 def _base(request: RequestHead) -> bytes:

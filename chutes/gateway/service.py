@@ -23,7 +23,7 @@ from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import prefix_key
 from chutes.gateway.heads import RequestHeads
 from chutes.gateway.http import RequestHead
-from chutes.gateway.orders import JSON_BODY, KEPT, Aim, Order, Standing
+from chutes.gateway.orders import JSON_BODY, KEPT, Aim, Order, Standing, keeps_pictures
 from chutes.gateway.routing import MODELS_PATHS, Destination, Routes, no_such_path
 from chutes.gateway.scores import Preference, Room, rank
 from chutes.gateway.shapes import Peek
@@ -313,7 +313,7 @@ def _is_ours(path: bytes) -> bool:
 
 def _is_kept(destination: Destination, inner: bytes) -> bool:
     """Whether this path of a chute is one of a picture that it keeps."""
-    return inner.startswith(KEPT) and "images" in destination.route.capabilities
+    return inner.startswith(KEPT) and keeps_pictures(destination.route)
 
 
 def _only_from_here(request: RequestHead) -> None:
