@@ -172,7 +172,7 @@ class Cord:
         is_chute = hint in (None, Any) or (isinstance(hint, type) and isinstance(self._app, hint))
         if first is None or not is_chute:
             raise InvalidSpec(
-                f"Cord {func.__name__!r} of {self._app.name!r} does not take the chute as its first argument.",
+                f"Cord {func.__name__!r} of {self._app.name!r} has no first argument for the chute.",
                 f"Write `def {func.__name__}(self, …)`: `self` is the chute, as in a hook.",
             )
 

@@ -260,6 +260,6 @@ def test_a_function_without_a_place_for_the_chute_is_refused(hint: str):
     exec(f"def shout(text: {hint}) -> str: ...\ndef nothing(): ...", names)  # a hint of each kind
     chute = Chute("tester", "forgot-self", image="python:3.12")
     for func in (names["shout"], names["nothing"]):
-        with pytest.raises(InvalidSpec, match="first argument") as caught:
+        with pytest.raises(InvalidSpec, match="no first argument for the chute") as caught:
             chute.cord()(func)
         assert f"def {func.__name__}(self" in caught.value.fix
