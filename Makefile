@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN    := .venv/bin
 REF    ?= templates.vllm_chute:chute
 
-.PHONY: demo test unit integration e2e lint format bench bench-gateway compiled test-compiled gpu-smoke clean help
+.PHONY: demo test unit integration e2e lint format bench bench-footprint bench-gateway compiled test-compiled gpu-smoke \
+	clean help
 
 help:
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
 
 .venv/installed: pyproject.toml
 	@echo "Installing chutes and what its tests need into .venv (two or three minutes) …"
@@ -57,7 +58,10 @@ bench-gateway: .venv/installed ## the gateway beside nginx, vllm-router, LiteLLM
 	@$(BIN)/python -m chutes.compiled || echo "Measuring the interpreted core."
 	$(BIN)/python -m benchmarks.gateway $(ARGS)
 
-bench: .venv/installed ## start-up times and idle memory, written to benchmarks/results/
+bench: .venv/installed ## how fast a model is: make bench MODEL=Qwen/Qwen3-8B ARGS="--rate 4"
+	$(BIN)/python -m benchmarks run $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+bench-footprint: .venv/installed ## start-up times and idle memory, written to benchmarks/results/
 	$(BIN)/python -m benchmarks.footprint
 
 gpu-smoke: .venv/installed ## on a GPU machine: detects, plans, deploys, asks, measures, reports

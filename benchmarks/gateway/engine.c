@@ -8,6 +8,9 @@
  *
  *   [#0000000123]                        answer with this number in the text
  *   [#0000000123 chunks=256 tick=20000]  if "stream": 256 events, one each 20,000 µs; 0: as fast as it goes
+ *   [#0000000123 chunks=33 tick=0 first=50000 gap=10000]
+ *                                        the role and the first token after 50,000 µs, then 31 more tokens,
+ *                                        each 10,000 µs after the one before, and a usage that counts them
  *
  * Streams of the same tick tick together, as those of one engine step do, and each chunk is a send() of its
  * own. The first chunk comes at once. The number and a chunk's index are in its text, so that the load
@@ -27,6 +30,8 @@ typedef struct Client {
     /* Of the stream that runs; chunks == 0: none does. */
     int chunks, next;
     bool usage;
+    long first_us, gap_us;        /* of a stream with times of its own; first_us == 0: it ticks */
+    long began_us;
     long tick_us;
     long due_us;
     char mark[MARK_DIGITS];
@@ -42,7 +47,7 @@ static size_t sse_head_len;
 /* An event as a chunk of HTTP; the request's number and the chunk's index are written into a copy. */
 typedef struct Template {
     char text[512];
-    size_t length, id, mark;
+    size_t length, id, mark, tokens;
 } Template;
 static Template role, middle, last, usage;
 
@@ -64,6 +69,7 @@ static void write_heads(void) {
 #define EVENT_START "data: {\"id\":\"chatcmpl-8f2e4c6a0b1d4e5f9a7b3c0000000000\",\"object\":\"chat.completion.chunk\"," \
                     "\"created\":1760000000,\"model\":\"%s\",\"choices\":["
 #define MARK "#0000000000.00000"
+#define TOKENS "   88" /* overwritten in streams with times of their own; JSON allows the spaces */
 
 static void write_event(Template *t, const char *choices, const char *more) {
     char event[400];
@@ -72,6 +78,8 @@ static void write_event(Template *t, const char *choices, const char *more) {
     t->id = (size_t)(strstr(t->text, "0000000000\",") - t->text);
     char *mark = strstr(t->text, MARK);
     t->mark = mark ? (size_t)(mark + 1 - t->text) : 0;
+    char *tokens = strstr(t->text, TOKENS);
+    t->tokens = tokens ? (size_t)(tokens - t->text) : 0;
 }
 
 #define CHOICE(delta, finish) \
@@ -81,7 +89,7 @@ static void write_templates(void) {
     write_event(&role, CHOICE("\"role\":\"assistant\",\"content\":\"\"", "null"), "");
     write_event(&middle, CHOICE("\"content\":\" " MARK "\"", "null"), "");
     write_event(&last, CHOICE("\"content\":\" " MARK "\"", "\"stop\""), "");
-    write_event(&usage, "", ",\"usage\":{\"prompt_tokens\":213,\"total_tokens\":301,\"completion_tokens\":88}");
+    write_event(&usage, "", ",\"usage\":{\"prompt_tokens\":213,\"total_tokens\":301,\"completion_tokens\":" TOKENS "}");
 }
 
 static void watch(Client *c, int how, unsigned events) {
@@ -144,6 +152,11 @@ static size_t fill(const Client *c, const Template *t, char *to) {
         memcpy(to + t->mark, c->mark, MARK_DIGITS);
         digits(to + t->mark + MARK_DIGITS + 1, INDEX_DIGITS, (unsigned)c->next);
     }
+    if (t->tokens && c->first_us) {
+        char count[16]; /* one chunk is the role's */
+        snprintf(count, sizeof count, "%*d", (int)sizeof TOKENS - 1, c->chunks - 1);
+        memcpy(to + t->tokens, count, sizeof TOKENS - 1);
+    }
     return t->length;
 }
 
@@ -157,7 +170,8 @@ static bool step(Client *c, long now) {
     size_t length = fill(c, c->next == 0 ? &role : c->next == c->chunks - 1 ? &last : &middle, bytes);
     if (!put(c, bytes, length)) return false;
     if (++c->next < c->chunks) {
-        if (c->tick_us) c->due_us = (now / c->tick_us + 1) * c->tick_us;
+        if (c->first_us) c->due_us = c->began_us + c->first_us + (c->next - 1) * c->gap_us;
+        else if (c->tick_us) c->due_us = (now / c->tick_us + 1) * c->tick_us;
         return true;
     }
     length = c->usage ? fill(c, &usage, bytes) : 0;
@@ -166,12 +180,17 @@ static bool step(Client *c, long now) {
     return put(c, bytes, length) && serve(c);
 }
 
-static bool start_stream(Client *c, const char mark[MARK_DIGITS], int chunks, long tick_us, bool usage) {
+static bool start_stream(Client *c, const char mark[MARK_DIGITS], int chunks, long tick_us, long first_us,
+                         long gap_us, bool usage) {
     memcpy(c->mark, mark, MARK_DIGITS);
     c->chunks = chunks, c->next = 0, c->tick_us = tick_us, c->due_us = 0, c->usage = usage;
     c->before = running.before, c->after = &running;
     c->before->after = running.before = c;
-    return put(c, sse_head, sse_head_len) && step(c, now_us());
+    c->began_us = now_us(), c->first_us = first_us, c->gap_us = gap_us;
+    if (!put(c, sse_head, sse_head_len)) return false;
+    if (!first_us) return step(c, c->began_us);
+    c->due_us = c->began_us + first_us;
+    return true;
 }
 
 static bool says(const char *body, size_t length, const char *name) {
@@ -183,18 +202,23 @@ static bool says(const char *body, size_t length, const char *name) {
 
 static bool answer(Client *c, const char *head, const char *body, size_t length) {
     if (strncmp(head, "POST ", 5) != 0) {
-        char all[512];
-        int n = snprintf(all, sizeof all, json_head, (size_t)0);
+        char body[256] = "", all[768];
+        if (strncmp(head, "GET /v1/models", 14) == 0)
+            snprintf(body, sizeof body, "{\"object\":\"list\",\"data\":[{\"id\":\"%.99s\",\"object\":\"model\"}]}",
+                     model);
+        int n = snprintf(all, sizeof all, json_head, strlen(body));
+        n += snprintf(all + n, sizeof all - (size_t)n, "%s", body);
         return put(c, all, (size_t)n);
     }
     char mark[MARK_DIGITS + 1] = "0000000000";
     int chunks = default_chunks;
-    long tick_us = 0;
+    long tick_us = 0, first_us = 0, gap_us = 0;
     const char *order = memmem(body, length, "[#", 2);
-    if (order) sscanf(order, "[#%10[0-9] chunks=%d tick=%ld", mark, &chunks, &tick_us);
+    if (order) sscanf(order, "[#%10[0-9] chunks=%d tick=%ld first=%ld gap=%ld", mark, &chunks, &tick_us, &first_us,
+                      &gap_us);
     if (!says(body, length, "\"stream\":")) return answer_json(c, mark);
     if (chunks < 2) chunks = 2;
-    return start_stream(c, mark, chunks, tick_us, says(body, length, "\"include_usage\":"));
+    return start_stream(c, mark, chunks, tick_us, first_us, gap_us, says(body, length, "\"include_usage\":"));
 }
 
 /* Answer what has come, one request after the other. False: close. */

@@ -84,7 +84,7 @@ def truths(predicted: Prediction, measured: list[Measures], samples: list[Sample
                 what="one request alone",
                 unit="tokens/s",
                 predicted=predicted.tokens_per_second,
-                measured=1 / light.latencies["tpot"].percentiles[50].value,
+                measured=1 / tpot if (tpot := light.latencies["tpot"].percentiles[50].value) else None,
                 remark=none or ("" if at_once == 1 else f"measured with up to {at_once} at once"),
             )
         )

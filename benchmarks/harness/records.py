@@ -18,7 +18,8 @@ class Record(msgspec.Struct, omit_defaults=True):
     """When the schedule wanted it sent. In a closed loop, when its turn came. Latencies count from here."""
 
     sent: float
-    """When its first byte was written. `sent - scheduled` is the client's own lag, and never the server's."""
+    """When it was written, or its connection begun: how long the server takes to accept one is the server's.
+    `sent - scheduled` is the client's own lag."""
 
     first: float | None = None
     """When the first token (content, thought or tool call, not an empty role) arrived; None if none did."""

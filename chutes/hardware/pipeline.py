@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from chutes.chute.node_selector import NodeSelector
 from chutes.hardware import gpu_names
 from chutes.hardware.devices import Gpu, Machine
-from chutes.hardware.plan import Plan, refuse
+from chutes.hardware.plan import Plan, refusal
 from chutes.hardware.profiles import Profiles
 from chutes.hardware.terms import gib
 from chutes.model.pipelines import PipelineFacts
@@ -126,7 +126,7 @@ def _on_gpu(
 ) -> Plan:
     reasons = list(reasons)
     result = Plan(accelerator="cuda", engine=ENGINE, engine_version=version)
-    refused = {gpu.index: refuse(gpu, selector, profiles) for gpu in gpus}
+    refused = {gpu.index: refusal(gpu, selector, profiles) for gpu in gpus}
     suitable = [gpu for gpu in gpus if not refused[gpu.index]]
     if not suitable:
         said = " ".join(f"GPU {gpu.index} ({gpu.name}): {refused[gpu.index]}." for gpu in gpus)

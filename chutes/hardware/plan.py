@@ -271,7 +271,7 @@ def _on_gpus(
     suitable: list[Gpu] = []
     refused: list[str] = []
     for gpu in machine.gpus:
-        problem = refuse(gpu, selector, profiles)
+        problem = refusal(gpu, selector, profiles)
         if problem:
             refused.append(f"GPU {gpu.index} ({gpu.name}): {problem}")
         else:
@@ -423,7 +423,7 @@ def _what_would_fit(
     )
 
 
-def refuse(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
+def refusal(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
     """Why this GPU will not do, or an empty string.
 
     The selector's GB are the label's: NVML reports at least that many decimal GB for every card sold.

@@ -22,6 +22,8 @@ from chutes.util.context import is_remote
 from chutes.util.rule import RuleBrokenError
 
 DEFAULT_BASE = "parachutes/python:3.12"
+NO_PIP_CACHE = "PIP_NO_CACHE_DIR=1"
+"""Ours, not the author's: torch alone would leave gigabytes in a layer."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9\-_.]*", re.IGNORECASE)
 _REFERENCE = re.compile(
@@ -125,7 +127,7 @@ class Image:
     def __str__(self) -> str:
         lines = [f"FROM {self._base}", *(step.line for step in self._steps)]
         if any(step.kind == "run" and _PIP.search(step.asked) for step in self._steps):
-            lines.insert(1, "ENV PIP_NO_CACHE_DIR=1")  # torch alone would leave gigabytes in a layer
+            lines.insert(1, f"ENV {NO_PIP_CACHE}")
         if any("--exclude=" in step.line for step in self._steps if step.kind == "add"):
             lines.insert(0, "# syntax=docker/dockerfile:1")  # Docker's own parser may be too old for it
         return "\n".join(lines)

@@ -83,6 +83,8 @@ class PlatformKit:
             "CHUTES_WORKERS": str(workers),
             "CHUTES_CACHE": str(cache or directory / "cache"),
             "CHUTES_USERNAME": "tester",
+            # Whatever engine the machine has: a test that wants a container says so.
+            "CHUTES_CONTAINERS": "none",
             # Nothing here may depend on what hardware the machine has, or on a hub.
             "CUDA_VISIBLE_DEVICES": "",
             "HF_ENDPOINT": "http://127.0.0.1:9",

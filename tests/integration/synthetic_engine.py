@@ -182,7 +182,10 @@ class Answering:
         engine, request = self.engine, self.request
         if request.path == "/v1/models":
             names = engine.options.served_model_name
-            data = [{"id": name, "object": "model", "owned_by": "synthetic"} for name in names]
+            data = [
+                {"id": name, "object": "model", "owned_by": "synthetic", "max_model_len": 4096}
+                for name in names
+            ]
             await self._json({"object": "list", "data": data})
             return
         body = self._body()
@@ -271,8 +274,10 @@ class Answering:
 
     async def _events(self, *, end: bool = True) -> None:
         await self._head({"Content-Type": "text/event-stream; charset=utf-8", "Transfer-Encoding": "chunked"})
-        for piece in self._pieces():
-            await self._chunk(self._event(piece.decode()))
+        pieces = self._pieces()
+        for number, piece in enumerate(pieces, 1):
+            last = end and number == len(pieces)
+            await self._chunk(self._event(piece.decode(), self.fake.get("finish") if last else None))
             await self._pause(self.fake.get("gap", 0))
         if end:
             if self.tells_usage:
@@ -284,14 +289,14 @@ class Answering:
         size = int(self.fake.get("size", 8))
         return [f"{index} ".encode().ljust(size, b"x") for index in range(int(self.fake.get("chunks", 5)))]
 
-    def _event(self, text: str | None) -> bytes:
+    def _event(self, text: str | None, finish: str | None = None) -> bytes:
         """An event with a text, or the one that only tells the usage."""
         chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": self._model()}
         if text is None:
             chunk |= {"choices": [], "usage": self._usage()}
         else:
             delta = {"role": "assistant", "content": text, **self._thought()}
-            chunk |= {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            chunk |= {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
         return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
 
     def _thought(self) -> dict[str, str]:

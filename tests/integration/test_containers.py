@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+import urllib.request
 import zipfile
 from pathlib import Path
 from typing import ClassVar
@@ -25,6 +26,7 @@ from chutes.engine.process import EngineProcess, place_of, sweep, tail
 from chutes.exception import BuildFailed, ContainerError
 from chutes.image import Image
 from tests.integration import fake_docker
+from tests.integration.platform_kit import platform, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -319,3 +321,57 @@ class TestInstance:
         monkeypatch.setenv("CHUTES_CONTAINERS", "docker")
         with pytest.raises(ContainerError, match="Cannot connect"):
             await made()
+
+
+OWN = """
+import os
+from pathlib import Path
+
+from chutes.chute import Chute
+from chutes.image import Image
+
+image = Image("tester", "where", "1").from_base("base:1").run_command("make all").add("data", "/data")
+chute = Chute("tester", "where", image)
+
+
+@chute.cord(public_api_path="/where")
+async def where(self) -> dict:
+    return {"pid": os.getpid(), "host": os.environ.get("FROM_THE_HOST"), "secret": os.environ["MY_TOKEN"]}
+
+
+@chute.job(timeout=60)
+async def write(self, **job) -> dict:
+    (Path(job["output_dir"]) / "out.txt").write_text("out")
+    return {"pid": os.getpid()}
+"""
+
+
+def test_a_deployed_chute_lives_in_a_container_and_dies_with_its_platform(docker, project):
+    """The whole way: build, instance, job, and a platform that is killed."""
+    (project / "own.py").write_text(OWN)
+    with platform(project) as kit:
+        kit.environment |= {
+            "PATH": os.environ["PATH"],
+            "CHUTES_CONTAINERS": "docker",
+            "FROM_THE_HOST": "not inside",
+        }
+        kit.run("secrets", "create", "--purpose", "where", "--key", "MY_TOKEN", "--value", "two\nlines")
+        dry = " ".join(kit.run("deploy", "own:chute", "--dry-run").stdout.split())
+        assert "runs in a container of docker" in dry
+        assert "not run: make all" not in dry
+        kit.run("deploy", "own:chute", "--yes")
+        request = urllib.request.Request(
+            f"{kit.url}/tester-where/where", b"{}", {"Authorization": f"Bearer {kit.key()}"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            told = json.loads(response.read())
+        assert (told["host"], told["secret"]) == (None, "two\nlines")
+        image = json.loads((docker / "images" / "chutes%tester%where:1.json").read_text())
+        assert image["context"] == ["data/x.txt"]
+        kit.run("jobs", "run", "where", "write", "--wait")
+        assert len(calls(docker, "run")) == 2
+        running = kit.running()
+        assert running is not None
+        os.kill(running["pid"], signal.SIGKILL)
+        until(lambda: not psutil.pid_exists(told["pid"]))
+        until(lambda: not list((docker / "containers").iterdir()))

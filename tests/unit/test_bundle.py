@@ -27,25 +27,28 @@ def test_imports_are_followed_and_neighbours_stay(tmp_path):
     project(
         tmp_path,
         {
-            "mine.py": CHUTE.format(image="'i'", more="import json, helper\nfrom pkg.deep import thing\n"),
-            "helper.py": "import other\n",
-            "other.py": "x = 1\n",
+            "mine.py": CHUTE.format(
+                image="'i'", more="import json, ownhelper\nfrom ownpkg.deep import thing\n"
+            ),
+            "ownhelper.py": "import ownother\n",
+            "ownother.py": "x = 1\n",
             "unrelated.py": "x = 1\n",
-            "pkg/__init__.py": "",
-            "pkg/deep.py": "from . import third\nthing = 1\n",
-            "pkg/third.py": "",
-            "pkg/words.txt": "data",
-            "pkg/.env": "TOKEN=1",
-            "pkg/__pycache__/deep.cpython-311.pyc": "x",
-            "pkg/ignored.log": "x",
+            "ownpkg/__init__.py": "",
+            "ownpkg/deep.py": "from . import third\nthing = 1\n",
+            "ownpkg/third.py": "",
+            "ownpkg/words.txt": "data",
+            "ownpkg/.env": "TOKEN=1",
+            "ownpkg/__pycache__/deep.cpython-311.pyc": "x",
+            "ownpkg/ignored.log": "x",
             ".gitignore": "*.log\n",
         },
     )
     made = bundle.make(load("mine:chute", tmp_path))
     assert made.files == (
-        "helper.py", "mine.py", "other.py", "pkg/__init__.py", "pkg/deep.py", "pkg/third.py", "pkg/words.txt",
+        "mine.py", "ownhelper.py", "ownother.py", "ownpkg/__init__.py", "ownpkg/deep.py", "ownpkg/third.py",
+        "ownpkg/words.txt",
     )  # fmt: skip
-    assert made.left_out == ("pkg/.env",)
+    assert made.left_out == ("ownpkg/.env",)
     assert made.entry == "mine:chute"
 
 
@@ -101,13 +104,13 @@ def test_too_large_names_the_largest(tmp_path, monkeypatch):
     project(
         tmp_path,
         {
-            "pkg/__init__.py": "",
-            "pkg/mine.py": CHUTE.format(image="'i'", more=""),
-            "pkg/weights.bin": "x" * 2000,
+            "ownpkg/__init__.py": "",
+            "ownpkg/mine.py": CHUTE.format(image="'i'", more=""),
+            "ownpkg/weights.bin": "x" * 2000,
         },
     )
-    with pytest.raises(InvalidSpec, match=r"The largest: pkg/weights\.bin") as error:
-        bundle.make(load("pkg.mine:chute", tmp_path))
+    with pytest.raises(InvalidSpec, match=r"The largest: ownpkg/weights\.bin") as error:
+        bundle.make(load("ownpkg.mine:chute", tmp_path))
     assert ".chutesignore" in error.value.fix
 
 

@@ -43,6 +43,7 @@ class TestWays:
             ('["pip", "install", "six"]', [["six"]]),
             ("pip install torch --index-url https://example.org/whl", [["torch", "--index-url", "https://example.org/whl"]]),
             ("pip install --upgrade pip setuptools", []),
+            ("pip install \\\n  six\npip install seven", [["six"], ["seven"]]),
         ],
     )  # fmt: skip
     def test_pip_steps(self, command, pip):

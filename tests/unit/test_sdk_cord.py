@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from chutes.chute import Chute, Cord
 from chutes.chute.cord import normal_path
-from chutes.exception import DuplicatePath, InvalidPath
+from chutes.exception import DuplicatePath, InvalidPath, InvalidSpec
 
 
 def chute() -> Chute:
@@ -252,3 +252,14 @@ def test_a_class_without_a_schema_does_not_break_the_chute():
     cord = schema_of(run)
     assert cord.input_schema["properties"] == {"picture": {}, "n": {"type": "integer"}}
     assert cord.output_schema is None
+
+
+@pytest.mark.parametrize("hint", ["str", "int", "dict", "list[str]"])
+def test_a_function_without_a_place_for_the_chute_is_refused(hint: str):
+    names: dict[str, Any] = {}
+    exec(f"def shout(text: {hint}) -> str: ...\ndef nothing(): ...", names)  # a hint of each kind
+    chute = Chute("tester", "forgot-self", image="python:3.12")
+    for func in (names["shout"], names["nothing"]):
+        with pytest.raises(InvalidSpec, match="no first argument for the chute") as caught:
+            chute.cord()(func)
+        assert f"def {func.__name__}(self" in caught.value.fix

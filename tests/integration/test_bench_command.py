@@ -1,0 +1,193 @@
+"""`python -m benchmarks` as it is typed: what is wrong is said before the load, what was measured is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness import result as results
+from tests.integration.conftest import MODEL, SyntheticEngine
+
+ROOT = Path(__file__).parents[2]
+START = [sys.executable, "-m", "benchmarks"]
+SHORT = ["--workload", "text", "--output-tokens", "8", "--no-pictures"]
+KEY = "sk-engine"
+
+
+@pytest.fixture
+def engine(start_engine: Callable[..., SyntheticEngine]) -> SyntheticEngine:
+    """Answers five tokens, ten milliseconds apart."""
+    fake = {"finish": "stop", "gap": 0.01}
+    return start_engine("--served-model-name", MODEL, "--fake", json.dumps(fake), api_key=KEY)
+
+
+def environment(home: Path) -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("CHUTES_", "OPENAI_"))}
+    return {**plain, "CHUTES_HOME": str(home / "home"), "PYTHONPATH": str(ROOT), "MODEL": ""}
+
+
+def typed(place: Path, *arguments: str, start: list[str] = START) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*start, *arguments],
+        cwd=place,
+        env=environment(place),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def at(engine: SyntheticEngine) -> list[str]:
+    return ["--target", f"http://127.0.0.1:{engine.port}", "--model", MODEL, "--key", engine.api_key]
+
+
+def test_a_run_leaves_a_table_a_file_and_pictures(engine: SyntheticEngine, tmp_path: Path) -> None:
+    file = tmp_path / "here" / "r.json"
+    done = typed(
+        tmp_path, "run", *at(engine), "--workload", "text", "--rate", "20", "-n", "30",
+        "--slo", "ttft:60000", "-o", str(file),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "TTFT" in done.stdout
+    assert "client's lag" in done.stdout
+    assert {path.suffix for path in file.parent.iterdir()} == {".json", ".png", ".html"}
+    found = results.read(file)
+    (phase,) = found.phases
+    assert len(phase.records) == 30
+    assert [record.scheduled for record in phase.records] == sorted(r.scheduled for r in phase.records)
+    assert not any(record.error for record in phase.records)
+    assert phase.summary["completed"] == 30
+    assert phase.summary["slo_attainment"] == 1.0
+    assert phase.load == {**phase.load, "kind": "poisson", "rate": 20.0, "requests": 30}
+    assert found.command.startswith("python -m benchmarks run ")
+    assert KEY not in file.read_text()
+    assert "--key KEY" in found.command
+    assert phase.client.processes == 1
+    assert found.environment.cpus >= 1
+
+    same = typed(tmp_path, "compare", str(file), str(file))
+    assert same.returncode == 0, same.stderr
+    assert "0 better, 0 worse" in same.stdout
+    held = typed(tmp_path, "check", str(file), str(file))
+    assert held.returncode == 0, held.stdout + held.stderr
+    kept = typed(tmp_path, "baseline", str(file), "-o", str(tmp_path / "b.json"))
+    assert kept.returncode == 0, kept.stderr
+    assert typed(tmp_path, "report", str(tmp_path / "b.json"), "--no-pictures").returncode == 0
+
+
+def test_several_targets_take_turns(engine: SyntheticEngine, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    url = f"http://127.0.0.1:{engine.port}"
+    both = ["--target", f"a={url}", "--target", f"b={url}/v1", "--model", MODEL, "--key", KEY]
+    done = typed(tmp_path, "run", *both, *SHORT, "-c", "2", "-n", "80", "-o", str(file))
+    assert done.returncode == 0, done.stderr
+    (phase,) = results.read(file).phases
+    asked = [record.target for record in sorted(phase.records, key=lambda record: record.number)]
+    assert all({asked[place], asked[place + 1]} == {"a", "b"} for place in range(0, 80, 2))
+    assert len(set(asked[::2])) == 2, "in random order"
+    assert "What b adds to a" in done.stdout
+
+    done = typed(
+        tmp_path, "run", *both, *SHORT, "-c", "2", "-n", "10", "--interleave", "rounds", "--repeats", "3",
+        "-o", str(file),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    phases = results.read(file).phases
+    assert sorted((phase.block, phase.target) for phase in phases) == [
+        (block, name) for block in range(3) for name in "ab"
+    ]
+    assert all({r.target for r in phase.records} == {phase.target} for phase in phases)
+
+
+def test_a_sweep_goes_on_until_it_knows(engine: SyntheticEngine, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    done = typed(
+        tmp_path, "sweep", *at(engine), *SHORT, "--rates", "20", "10", "30", "-d", "1.5", "-o", str(file)
+    )
+    assert done.returncode == 0, done.stderr
+    assert [phase.load["rate"] for phase in results.read(file).phases] == [10, 20, 30]
+    done = typed(
+        tmp_path, "sweep", *at(engine), *SHORT, "--start", "5", "--most", "2", "-d", "1.5", "-o", str(file)
+    )
+    assert done.returncode == 0, done.stderr
+    assert [phase.load["rate"] for phase in results.read(file).phases] == [5, 10]
+
+
+def test_ctrl_c_keeps_what_was_measured(engine: SyntheticEngine, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    process = subprocess.Popen(
+        [*START, "run", *at(engine), *SHORT, "--rate", "20", "-d", "100", "-o", str(file)],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until = time.monotonic() + 60
+        while engine.seen()["requests"] < 30 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "INTERRUPTED" in out
+    found = results.read(file)
+    assert found.interrupted
+    (phase,) = found.phases
+    assert len([record for record in phase.records if not record.error]) >= 10
+    assert {record.error for record in phase.records} <= {"", "unfinished"}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says", "fix"),
+    [
+        ({"--target": "http://127.0.0.1:{nobody}"}, 1, "Nobody answers", "Start it"),
+        ({"--key": "sk-wrong"}, 1, "does not take this key", "--key KEY"),
+        ({"--model": "org/Other"}, 1, "has no model 'org/Other'", f"It has: {MODEL}"),
+        ({"--output-tokens": "5000"}, 2, "do not fit the context", "--output-tokens"),
+        ({"--workload": "random"}, 2, "are one token", "--workload text"),
+        ({"--file": "nothing.jsonl", "--workload": "jsonl"}, 2, "nothing.jsonl cannot be read", ""),
+        ({"--rate": "0", "--warmup": "9", "-d": "5"}, 2, "leave nothing", "--duration"),
+        ({"--slo": "speed:1"}, 2, "not an objective", "ttft"),
+        ({"--output": "/proc/none/r.json"}, 2, "cannot be", "--output"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_load(
+    engine: SyntheticEngine, tmp_path: Path, change: dict[str, str], code: int, says: str, fix: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        nobody = unused.getsockname()[1]
+    options: dict[str, Any] = dict(zip(*[iter(at(engine))] * 2, strict=True))
+    options |= {"--workload": "text", "--output-tokens": "8", "--rate": "5", "-d": "1"} | change
+    words = [word.format(nobody=nobody) for pair in options.items() for word in pair]
+    done = typed(tmp_path, "run", *words)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert fix in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.json")), "nothing was measured, so nothing is written"
+
+
+def test_chutes_bench_is_the_same(tmp_path: Path) -> None:
+    cli = [sys.executable, "-m", "chutes", "bench"]
+    help_text = typed(tmp_path, "run", "--help", start=cli).stdout
+    assert help_text.startswith("usage: chutes bench run")
+    assert "--input-tokens" in help_text
+    done = typed(tmp_path, "report", "none.json", start=cli)
+    assert done.returncode == 2
+    assert "error: There is no file none.json" in done.stderr
