@@ -133,7 +133,7 @@ class PipelineArtist:
         self.pipeline = pipeline
         self._takes = inspect.signature(pipeline.__call__).parameters
         self._previews = hasattr(pipeline, "vae")
-        # A copy: a tokenizer sets its padding and then encodes, and one thread's call took away the padding of
+        # A copy: a tokenizer sets its padding, then encodes, and one thread's call took away the padding of
         # another's in 4 of 20,000, which then fails or draws something else.
         self._counter = copy.deepcopy(getattr(pipeline, "tokenizer", None))
         # Pipelines that pack four latents into one need twice the multiple.
