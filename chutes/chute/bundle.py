@@ -11,9 +11,10 @@ import ast
 import gzip
 import hashlib
 import io
+import stat
 import sysconfig
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -61,7 +62,8 @@ def make(loaded: Loaded) -> Bundle:
         for directory, relative in loaded.chute.image.local_files:
             found.add(directory, relative)
     _check_size(found.of)
-    data = pack({name: path.read_bytes() for name, path in found.of.items()})
+    programs = {name for name, path in found.of.items() if path.stat().st_mode & stat.S_IXUSR}
+    data = pack({name: path.read_bytes() for name, path in found.of.items()}, programs)
     attribute = loaded.ref.rpartition(":")[2]
     name = loaded.path.relative_to(loaded.root).as_posix()
     plain = all(part.isidentifier() for part in loaded.module.split("."))
@@ -78,13 +80,17 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def pack(files: dict[str, bytes]) -> bytes:
-    """A tar.gz of files by name; of the same files always the same bytes."""
+def pack(files: dict[str, bytes], programs: Collection[str] = ()) -> bytes:
+    """A tar.gz of files by name; of the same files always the same bytes.
+
+    Args:
+        programs: names of those that may be executed.
+    """
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(files):
             member = tarfile.TarInfo(name)  # owner 0, time 0
-            member.size, member.mode = len(files[name]), 0o644
+            member.size, member.mode = len(files[name]), 0o755 if name in programs else 0o644
             archive.addfile(member, io.BytesIO(files[name]))
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, filename="") as zipped:
@@ -123,6 +129,7 @@ def unpack(data: bytes, destination: Path | None) -> list[str]:
                     path = destination.joinpath(*name.parts)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(content.read())
+                    path.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         if isinstance(error, InvalidSpec):
             raise

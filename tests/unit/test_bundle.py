@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from chutes.chute import bundle
 from chutes.chute.ignored import Rules, is_secret
 from chutes.chute.loader import load
 from chutes.exception import InvalidSpec
+from chutes.image.context import added_by, gather
 
 CHUTE = "from chutes.chute import Chute\nchute = Chute('tester', 'own', {image})\n{more}"
 
@@ -97,6 +99,24 @@ def test_the_same_files_are_the_same_bytes(tmp_path):
     assert first.data == second.data
     (tmp_path / "b" / "mine.py").write_text(CHUTE.format(image="'i'", more="x = 1\n"))
     assert bundle.make(load("mine:chute", tmp_path / "b")).digest != first.digest
+
+
+def test_a_program_stays_one_and_the_builder_is_sent_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = "Image('tester', 'i', '1').add('tools', '/tools')"
+    text = "from chutes.image import Image\n" + CHUTE.format(image=image, more="")
+    project(tmp_path, {"mine.py": text, "tools/run.sh": "#!/bin/sh\n", "tools/words.txt": "w"})
+    plain = bundle.make(load("mine:chute", tmp_path)).digest
+    (tmp_path / "tools/run.sh").chmod(0o755)
+    loaded = load("mine:chute", tmp_path)
+    made = bundle.make(loaded)
+    assert made.digest != plain
+    unpacked = tmp_path / "elsewhere"
+    bundle.unpack(made.data, unpacked)
+    assert os.access(unpacked / "tools/run.sh", os.X_OK)
+    assert not (unpacked / "tools/words.txt").stat().st_mode & 0o111
+    text, added = str(loaded.chute.image), loaded.chute.image.added
+    assert gather(added).digest(text) == gather(added_by(text, unpacked)).digest(text)
 
 
 def test_too_large_names_the_largest(tmp_path, monkeypatch):
