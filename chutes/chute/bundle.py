@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from chutes.chute.ignored import Rules, is_rubbish, is_secret
 from chutes.exception import InvalidSpec
 from chutes.image import Image
+from chutes.image.context import gather
+from chutes.image.ignored import Rules, is_rubbish, is_secret
 
 if TYPE_CHECKING:
     from chutes.chute.loader import Loaded
@@ -50,7 +51,7 @@ def make(loaded: Loaded) -> Bundle:
     """Snapshot the files of a loaded chute.
 
     Raises:
-        InvalidSpec: they are too large; names the largest.
+        InvalidSpec: they are too large (names the largest), or the Image adds a secret by its name.
     """
     found = _Files(loaded.root)
     found.take(loaded.path)
@@ -59,8 +60,7 @@ def make(loaded: Loaded) -> Bundle:
     if not _is_installed(loaded.root):
         found.follow_imports()
     if isinstance(loaded.chute.image, Image):
-        for directory, relative in loaded.chute.image.local_files:
-            found.add(directory, relative)
+        found.add(loaded.chute.image)
     _check_size(found.of)
     programs = {name for name, path in found.of.items() if path.stat().st_mode & stat.S_IXUSR}
     data = pack({name: path.read_bytes() for name, path in found.of.items()}, programs)
@@ -171,14 +171,15 @@ class _Files:
             if is_secret(name) or not (is_rubbish(name) or any(r.leave_out(name) for r in self._rules)):
                 self.take(path)
 
-    def add(self, base: Path, relative: str) -> None:
-        """A file or directory that the Image adds. What an author names is taken though git ignores it."""
-        source = base / relative
-        for path in [source] if source.is_file() else _walk(source):
-            name = path.relative_to(base).as_posix()
-            if is_secret(name):
-                self.left_out.add(name)
-            elif not is_rubbish(name):
+    def add(self, image: Image) -> None:
+        """What the image's builder would be sent. What an author names is taken though git ignores it."""
+        context = gather(image.added)
+        self.left_out |= {name for name in context.left_out if is_secret(name)}
+        roots = [added.root for added in image.added]
+        for name, path in context.files.items():
+            real = path.resolve()  # of a link, what it leads to is taken, as far as that stays below
+            base = next((root for root in roots if real.is_relative_to(root)), None)
+            if base is not None and real.is_file() and not is_secret(real.relative_to(base).as_posix()):
                 self.of.setdefault(name, path)
 
     def follow_imports(self) -> None:

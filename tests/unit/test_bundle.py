@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from chutes.chute import bundle
-from chutes.chute.ignored import Rules, is_secret
 from chutes.chute.loader import load
 from chutes.exception import InvalidSpec
 from chutes.image.context import added_by, gather
+from chutes.image.ignored import Rules, is_secret
 
 CHUTE = "from chutes.chute import Chute\nchute = Chute('tester', 'own', {image})\n{more}"
 
@@ -75,21 +75,32 @@ def test_a_member_of_a_package_brings_the_package(tmp_path):
 
 def test_files_that_the_image_adds_go_along_but_no_secrets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    image = "Image('tester', 'i', '1').add('data', '/app/data').add('id_rsa', '/root/.ssh/id_rsa')"
+    image = "Image('tester', 'i', '1').add('data', '/app/data')"
     project(
         tmp_path,
         {
             "my-chute.py": "from chutes.image import Image\n" + CHUTE.format(image=image, more=""),
             "data/words.txt": "hello",
             "data/server.pem": "key",
-            "id_rsa": "key",
+            "data/big.bin": "x",
+            ".dockerignore": "**/*.bin",
             ".gitignore": "data/\n",
         },
     )
+    (tmp_path / "data/link").symlink_to("server.pem")
     made = bundle.make(load("my-chute.py:chute"))
     assert made.files == ("data/words.txt", "my-chute.py")
-    assert made.left_out == ("data/server.pem", "id_rsa")
+    assert made.left_out == ("data/server.pem",)
     assert made.entry == "my-chute.py:chute"
+
+
+def test_a_secret_that_the_image_adds_by_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = "Image('tester', 'i', '1').add('id_rsa', '/root/.ssh/id_rsa')"
+    text = "from chutes.image import Image\n" + CHUTE.format(image=image, more="")
+    project(tmp_path, {"mine.py": text, "id_rsa": "key"})
+    with pytest.raises(InvalidSpec, match="'id_rsa' looks like a secret"):
+        bundle.make(load("mine:chute", tmp_path))
 
 
 def test_the_same_files_are_the_same_bytes(tmp_path):

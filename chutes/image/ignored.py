@@ -1,4 +1,4 @@
-"""What a snapshot leaves out: secrets, what can be made again, and what `.gitignore` names. Pure."""
+"""What snapshots and build contexts leave out: secrets, what can be made again, and what `.gitignore` names. Pure."""
 
 from __future__ import annotations
 
