@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import posixpath
 import re
 import shutil
 import stat
@@ -83,8 +84,8 @@ def gather(added: Sequence[Added]) -> Context:
     """List the files that `added` name.
 
     Raises:
-        RuleBrokenError: two build directories have different files of one name, or one is added by name
-            that looks like a secret.
+        RuleBrokenError: two build directories have different files of one name, or one that is added by
+            name lies outside of its directory or looks like a secret.
     """
     files: dict[str, Path] = {}
     left_out: list[str] = []
@@ -131,6 +132,11 @@ def unescaped(word: str) -> str:
 
 
 def _below(one: Added, source: str, ignored: _Ignored, left_out: list[str]) -> Iterator[tuple[str, Path]]:
+    place = PurePosixPath(posixpath.normpath(source))
+    if place.is_absolute() or place.parts[:1] == ("..",):  # of a Dockerfile that Image.add did not write
+        raise RuleBrokenError(
+            f"{source!r} lies outside of the build directory.", "Copy files from below it only."
+        )
     if is_secret(source):
         raise RuleBrokenError(
             f"{source!r} looks like a secret: it goes neither into an image nor into a snapshot.",

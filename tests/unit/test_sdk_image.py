@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chutes.image import Image
-from chutes.image.context import gather
+from chutes.image.context import added_by, gather
 
 
 def image() -> Image:
@@ -408,6 +408,12 @@ class TestContext:
     def test_a_secret_that_is_named_is_refused(self):
         with pytest.raises(AssertionError, match="looks like a secret"):
             gather(image().add(".env", "/app").added)
+
+    @pytest.mark.parametrize("name", ["../secret.txt", "app/../../secret.txt", "..", "/etc/passwd"])
+    def test_a_dockerfile_reaches_nothing_outside(self, name):
+        (self.root.parent / "secret.txt").write_text("theirs")
+        with pytest.raises(AssertionError, match="outside of the build directory"):
+            gather(added_by(f"FROM a\nCOPY {name} /x", self.root))
 
     def test_what_is_only_rubbish_by_its_name_travels_if_named(self):
         assert self.names(image().add("app/.git", "/app/.git")) == ["app/.git/config"]
