@@ -148,11 +148,9 @@ class _Files:
         self.root = root
         self.of: dict[str, Path] = {}
         self.left_out: set[str] = set()
-        self._rules = [
-            Rules(file.read_text(errors="replace"))
-            for name in (".gitignore", ".chutesignore")
-            if (file := root / name).is_file()
-        ]
+        self._chutesignore = _rules(root / ".chutesignore")
+        self._repository = next((one for one in (root, *root.parents) if (one / ".git").exists()), root)
+        self._gitignores: dict[Path, Rules] = {}
 
     def take(self, path: Path) -> bool:
         """One file below the root; False if it was there already, or stays here."""
@@ -168,8 +166,26 @@ class _Files:
     def take_tree(self, directory: Path) -> None:
         for path in _walk(directory):
             name = path.relative_to(self.root).as_posix()
-            if is_secret(name) or not (is_rubbish(name) or any(r.leave_out(name) for r in self._rules)):
+            if is_secret(name) or not (is_rubbish(name) or self._is_ignored(path)):
                 self.take(path)
+
+    def _is_ignored(self, path: Path) -> bool:
+        """Whether a file below the root, or a directory there that it lies in, is to stay here."""
+        parts = path.relative_to(self.root).parts
+        return self._chutesignore.leave_out("/".join(parts)) or any(
+            self._git_ignores(self.root.joinpath(*parts[:n]), n < len(parts))
+            for n in range(1, len(parts) + 1)
+        )
+
+    def _git_ignores(self, path: Path, directory: bool) -> bool:
+        """What the nearest .gitignore says that speaks of `path`, up to the repository's own."""
+        for base in path.parents:
+            if base not in self._gitignores:
+                self._gitignores[base] = _rules(base / ".gitignore")
+            said = self._gitignores[base].verdict(path.relative_to(base).as_posix(), directory)
+            if said is not None or base == self._repository:
+                return bool(said)
+        return False
 
     def add(self, image: Image) -> None:
         """What the image's builder would be sent. What an author names is taken though git ignores it."""
@@ -188,7 +204,7 @@ class _Files:
         while todo := [name for name in self.of if name.endswith(".py") and name not in seen]:
             for name in todo:
                 seen.add(name)
-                for module in _imports(self.of[name]):
+                for module in _imports(self.of[name], name):
                     self._follow(module)
 
     def _follow(self, module: str) -> None:
@@ -198,6 +214,12 @@ class _Files:
         package = self.root / top
         if (package / "__init__.py").is_file():
             self.take_tree(package)
+            self.take(package / "__init__.py")
+            for n in range(1, len(rest) + 1):  # what is imported is needed though git ignores it
+                stem = package.joinpath(*rest[:n])
+                for found in (stem.with_name(stem.name + ".py"), stem / "__init__.py"):
+                    if found.is_file():
+                        self.take(found)
         elif (single := self.root / f"{top}.py").is_file():
             self.take(single)
         elif package.is_dir():  # a namespace: of it only what is named
@@ -210,6 +232,10 @@ class _Files:
                 self._follow(".".join([top, *rest[:-1]]))
 
 
+def _rules(file: Path) -> Rules:
+    return Rules(file.read_text(errors="replace") if file.is_file() else "")
+
+
 def _walk(directory: Path) -> Iterator[Path]:
     """Files below a directory. Links are followed as far as they stay in it."""
     top = directory.resolve()
@@ -218,8 +244,8 @@ def _walk(directory: Path) -> Iterator[Path]:
             yield path
 
 
-def _imports(path: Path) -> set[str]:
-    """Every module that a file names in an import, wherever it stands; relative ones are in its package."""
+def _imports(path: Path, name: str) -> set[str]:
+    """Every module that a file, called `name` below the root, names in an import, wherever it stands."""
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:  # of a template, say: nothing that can be imported
@@ -228,8 +254,10 @@ def _imports(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = PurePosixPath(name).parts[: -node.level] if node.level else ()
+            if start := [*package, *([node.module] if node.module else [])]:
+                found |= {".".join([*start, alias.name]) for alias in node.names}
     return found
 
 

@@ -73,6 +73,42 @@ def test_a_member_of_a_package_brings_the_package(tmp_path):
     assert load(made.entry, unpacked).chute.name == "own"
 
 
+def test_what_git_ignores_stays_unless_it_is_imported(tmp_path):
+    project(
+        tmp_path,
+        {
+            ".git/HEAD": "",
+            ".gitignore": "*.bin\n*.csv\n/below/app/dumps/\n_version.py\n/below/app/old.txt\n",
+            "below/.gitignore": "!kept.csv\n/app/scratch.txt\n",
+            "below/app/__init__.py": "from ._version import version\n",
+            "below/app/_version.py": "version = '1'\n",
+            "below/app/mine.py": CHUTE.format(image="'i'", more=""),
+            "below/app/weights.bin": "x",
+            "below/app/lost.csv": "x",
+            "below/app/kept.csv": "x",
+            "below/app/old.txt": "x",
+            "below/app/scratch.txt": "x",
+            "below/app/dumps/kept.csv": "x",  # as git: a directory that is out stays out
+            "below/app/deep/.gitignore": "/local.txt\n",
+            "below/app/deep/local.txt": "x",
+            "below/app/deep/more/local.txt": "x",
+        },
+    )
+    made = bundle.make(load("app.mine:chute", tmp_path / "below"))
+    assert made.files == (
+        "app/__init__.py", "app/_version.py", "app/deep/.gitignore", "app/deep/more/local.txt",
+        "app/kept.csv", "app/mine.py",
+    )  # fmt: skip
+
+
+def test_a_project_in_a_directory_that_git_ignores_is_taken(tmp_path):
+    files = {"app/__init__.py": "", "app/mine.py": CHUTE.format(image="'i'", more=""), "app/words.txt": "w"}
+    project(tmp_path / "scratch", files)
+    project(tmp_path, {".git/HEAD": "", ".gitignore": "scratch/\n"})
+    made = bundle.make(load("app.mine:chute", tmp_path / "scratch"))
+    assert made.files == ("app/__init__.py", "app/mine.py", "app/words.txt")
+
+
 def test_files_that_the_image_adds_go_along_but_no_secrets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image = "Image('tester', 'i', '1').add('data', '/app/data')"
