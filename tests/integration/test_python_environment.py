@@ -43,7 +43,10 @@ def _nothing(self): ...
 
 @pytest.fixture
 def settings(tmp_path) -> config.Config:
-    return replace(config.load({"CHUTES_HOME": str(tmp_path / "home")}), cache=tmp_path / "cache")
+    return replace(
+        config.load({"CHUTES_HOME": str(tmp_path / "home"), "CHUTES_CONTAINERS": "none"}),
+        cache=tmp_path / "cache",
+    )
 
 
 async def test_the_overlays_packages_win_and_the_platforms_lie_behind(tmp_path, settings, monkeypatch):
@@ -116,7 +119,8 @@ def test_requirements_are_read_below_the_snapshot_only_and_once(tmp_path):
 
 async def test_what_pip_refuses_is_said_and_leaves_nothing(settings):
     image = Image("me", "i", "1").run_command("pip install --no-index no-such-package-anywhere")
-    chute, _ = spec(image)
+    chute, data = spec(image)
+    bundles.save(settings, data, chute.bundle)
     with pytest.raises(EngineEnvironmentError, match="no-such-package-anywhere"):
         await Python().prepare(chute, PLAN, settings, lambda *_: None)
     assert [path for path in settings.engines.iterdir() if path.is_dir()] == []
