@@ -1,4 +1,4 @@
-"""What snapshots and build contexts leave out: secrets, what can be made again, and what `.gitignore` names. Pure."""
+"""What is not sent: secrets, what can be made again, what a `.gitignore` names. Pure."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import pytest
 from chutes.chute import bundle
 from chutes.chute.loader import load
 from chutes.exception import InvalidSpec
+from chutes.image import Image
 from chutes.image.context import added_by, gather
 from chutes.image.ignored import Rules, is_secret
 
@@ -162,7 +163,9 @@ def test_a_program_stays_one_and_the_builder_is_sent_the_same(tmp_path, monkeypa
     bundle.unpack(made.data, unpacked)
     assert os.access(unpacked / "tools/run.sh", os.X_OK)
     assert not (unpacked / "tools/words.txt").stat().st_mode & 0o111
-    text, added = str(loaded.chute.image), loaded.chute.image.added
+    image = loaded.chute.image
+    assert isinstance(image, Image)
+    text, added = str(image), image.added
     assert gather(added).digest(text) == gather(added_by(text, unpacked)).digest(text)
 
 
