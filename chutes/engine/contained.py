@@ -5,8 +5,8 @@ under the minder, and is three things to the container:
 
 - its input. Environment variables go in through it, and it is held open: whatever ends this process closes
   it, and the container ends itself (`inside/lifeline.py`).
-- its name, written into the instance's directory: what even that does not reach, because the container hangs,
-  is removed by it. `process.sweep` looks there, after any death of ours.
+- its name, noted beside the instance's directory, where the container cannot write: what even that does not
+  reach, because the container hangs, is removed by it. `process.sweep` looks there, after any death of ours.
 - its exit status.
 
 Run as a script with `python -I -S`, standard library only, for the same reason as the minder.
@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -25,7 +26,9 @@ import sys
 import time
 from pathlib import Path
 
+ENGINES = ("docker", "podman")
 NOTE = "container.json"
+NAME = re.compile(r"chutes-[\w-]+-[0-9a-f]{8}")
 # Removing takes a tenth of a second; a daemon that does not answer must not hold up an end for long.
 REMOVE_SECONDS = 60.0
 REMOVE_TRIES = 3  # an engine that is itself just cleaning up after the container refuses for a moment
@@ -86,14 +89,24 @@ def command(settings, environ, place, name, arguments):
     ]
 
 
-def remove_noted(place):
-    """Remove the container that an instance's directory tells of, if it tells of one."""
-    note = Path(place, NOTE)
+def note_of(place):
+    """Where the container of an instance's directory is noted: beside it, for it is the container's to write."""
+    return place.parent / f"{place.name}.{NOTE}"
+
+
+def remove_noted(note):
+    """Remove the container that a note tells of, if there is one. Nothing else can be asked for by a note."""
     with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
-        remove = json.loads(note.read_text())
+        engine, name = json.loads(note.read_text())
+        if engine not in ENGINES or not NAME.fullmatch(name):
+            raise ValueError(note)
         for _ in range(REMOVE_TRIES):
             done = subprocess.run(
-                remove, stdin=subprocess.DEVNULL, capture_output=True, timeout=REMOVE_SECONDS, check=False
+                [engine, "rm", "--force", name],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=REMOVE_SECONDS,
+                check=False,
             )
             if done.returncode == 0 or b"no such container" in done.stderr.lower():
                 break
@@ -108,9 +121,10 @@ def main():
         let_in(path)
     name = f"chutes-{place.name}-{secrets.token_hex(4)}"
     # Before the container is there: who is killed between the two leaves a name that nobody bears.
-    note = Path(f"{NOTE}.new")
-    note.write_text(json.dumps([settings["run"][0], "rm", "--force", name]))
-    note.replace(NOTE)
+    note = note_of(place)
+    draft = note.with_suffix(".new")
+    draft.write_text(json.dumps([settings["engine"], name]))
+    draft.replace(note)
     container = subprocess.Popen(
         command(settings, os.environ, place, name, sys.argv[2:]), stdin=subprocess.PIPE
     )
@@ -122,7 +136,7 @@ def main():
         lifeline.write(json.dumps(variables).encode() + b"\n")
         lifeline.flush()
     code = container.wait()
-    remove_noted(place)
+    remove_noted(note)
     return code if code >= 0 else 128 - code
 
 

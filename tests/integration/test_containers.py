@@ -301,6 +301,27 @@ class TestInstance:
         assert [call["command"] for call in calls(docker, "rm")] == [["rm", "--force", container.name]]
         await process.wait()
 
+    async def test_what_it_writes_is_never_run_outside(self, docker, place, tmp_path):
+        told = json.dumps(["/bin/sh", "-c", f"echo got out > {tmp_path / 'evidence'}"])
+        process = await self.started(
+            place, f"open('container.json', 'w').write({told!r})\n{textwrap.dedent(self.WAIT.format(''))}"
+        )
+        assert (place / "container.json").exists()
+        await process.stop(at_once=True)
+        assert not (tmp_path / "evidence").exists()
+        assert list((docker / "containers").iterdir()) == []
+        assert not contained.note_of(place).exists()
+
+    @pytest.mark.parametrize(
+        "told", [["/bin/rm", "chutes-a-01234567"], ["docker", "--config=/x"], ["docker", "chutes-a-01234567/x"]]
+    )
+    def test_a_note_removes_containers_of_ours_only(self, docker, tmp_path, told):
+        note = tmp_path / "a.container.json"
+        note.write_text(json.dumps(told))
+        contained.remove_noted(note)
+        assert note.exists()
+        assert not (docker / "calls.jsonl").exists()
+
     async def test_an_image_that_cannot_be_had_is_said_once_and_for_all(self, docker, place):
         config = settings.load()
         with pytest.raises(BuildFailed, match="pull access denied") as caught:
