@@ -122,5 +122,5 @@ def add(app: FastAPI, platform: Platform, logs: Logs) -> None:
                 f"Run {job_id} left no file {path!r}.", f"`chutes jobs files {job_id}` shows them."
             )
         return FileResponse(
-            platform.jobs.directory(job_id) / "output" / path, media_type="application/octet-stream"
+            platform.jobs.work(job_id) / "output" / path, media_type="application/octet-stream"
         )

@@ -191,3 +191,10 @@ def stubborn(self, output_dir: str):
     while not stubborn.job.cancel_event.is_set():  # pyright: ignore[reportFunctionMemberAccess]
         time.sleep(0.05)
     Path(output_dir, "noticed").write_text(json.dumps(True))
+
+
+@chute.job(upload=False)  # its files are removed
+async def naughty(self, output_dir: str, target: str):
+    out = Path(output_dir)
+    out.rmdir()
+    out.symlink_to(target)

@@ -390,7 +390,11 @@ def test_a_deployed_chute_lives_in_a_container_and_dies_with_its_platform(docker
         image = json.loads((docker / "images" / "chutes%tester%where:1.json").read_text())
         assert image["context"] == ["data/x.txt"]
         kit.run("jobs", "run", "where", "write", "--wait")
-        assert len(calls(docker, "run")) == 2
+        _, job = calls(docker, "run")
+        mounted = [word.split(":")[-1] for word in job["command"] if word.startswith("--volume=")]
+        (record,) = (kit.home / "jobs").glob("*/run.json")
+        assert str(record.parent / "work") in mounted
+        assert not any(record.is_relative_to(path) for path in mounted)
         running = kit.running()
         assert running is not None
         os.kill(running["pid"], signal.SIGKILL)

@@ -316,14 +316,24 @@ def test_jobs_that_fail_and_jobs_that_are_stopped(kit):
     assert ran["detail"].startswith("no such thing\nTraceback")
     late = kit.run("jobs", "run", NAME, "slow", "--wait", "--json", code=1, timeout=90)
     assert json.loads(late.stdout)["status"] == "timeout"
-    assert "Its jobs: make, slow, fails, stubborn" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
+    assert "Its jobs: make, slow, fails, stubborn, naughty" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
     began = control(kit, "POST", f"/chutes/{NAME}/jobs/stubborn", {})["job_id"]
-    output = kit.home / "jobs" / began / "output"
+    output = kit.home / "jobs" / began / "work" / "output"
     until((output / "began").exists, 30)
     kit.run("jobs", "cancel", began)
     stopped = until(lambda: (one := control(kit, "GET", f"/jobs/{began}"))["status"] != "running" and one, 40)
     assert stopped["status"] in ("cancelled", "complete")  # it noticed and ended by itself
     assert "noticed" in [file["path"] for file in stopped["files"]]
+
+
+def test_a_job_has_no_hand_outside_its_directory(kit, tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    ran = control(kit, "POST", f"/chutes/{NAME}/jobs/naughty", {"target": str(tmp_path)})["job_id"]
+    ended = until(lambda: (one := control(kit, "GET", f"/jobs/{ran}"))["ended_at"] and one, 40)
+    assert (ended["status"], ended["files"]) == ("error", [])
+    assert "replaced its output directory by a link" in ended["detail"]
+    assert victim.read_text() == "precious"
 
 
 def test_new_code_is_a_new_version(kit, ask):
@@ -390,7 +400,7 @@ def test_cords_in_each_others_way(kit, cords, said):
 def test_a_platform_that_dies_leaves_a_lost_run_and_no_process(kit):
     """Last: it takes the platform down."""
     began = control(kit, "POST", f"/chutes/{NAME}/jobs/stubborn", {})["job_id"]
-    until((kit.home / "jobs" / began / "output" / "began").exists, 30)
+    until((kit.home / "jobs" / began / "work" / "output" / "began").exists, 30)
     processes = kit.engine_tree()
     kit.control().send_signal(signal.SIGKILL)
     until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes), 60)
