@@ -8,6 +8,7 @@ than any other input. A run does not survive the platform, its record does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ from chutes.engine.diagnosis import diagnose
 from chutes.engine.process import EngineProcess, free_port, place_of, tail
 from chutes.engine.python import environment, unpack_bundle
 from chutes.exception import ChutesError, InvalidSpec, NotFound
+from chutes.util.waiting import to_the_end
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +175,14 @@ class JobRuns:
         except Exception as error:
             log.exception("run %s of job %s failed", run.job_id, run.method)
             why = f"{type(error).__name__}: {error}. This is a fault in chutes: please report it."
-        self._save(await asyncio.to_thread(self._ended, self.runs[run.job_id], job, why, late))
+        # Whatever fails from here on, and whoever cancels it now: it is over, and others wait for its place.
+        ended, _ = await to_the_end(
+            asyncio.to_thread(self._surely_ended, self.runs[run.job_id], job, why, late)
+        )
+        try:
+            self._save(ended)
+        except OSError:
+            log.exception("the end of run %s is not recorded", run.job_id)
         self._tasks.pop(run.job_id, None)
         self._deployments.pop(run.job_id, None)
         for job_id in jobs.to_forget(self.runs.values()):
@@ -211,6 +220,17 @@ class JobRuns:
         reason = diagnose(tail(directory / "log", LOG_TAIL_BYTES), code, own_code=True)
         return f"{reason.summary} See `chutes jobs logs {run.job_id}`.", False
 
+    def _surely_ended(self, run: Run, job: JobSpec, why: str, late: bool) -> Run:
+        """The same as `_ended`, of whatever the job left, names and texts that cannot be recorded too."""
+        try:
+            ended = self._ended(run, job, why, late)
+            ended.model_dump_json()
+        except Exception as error:
+            log.exception("what run %s of job %s left cannot be read", run.job_id, run.method)
+            said = {"status": "error", "detail": f"What the job left cannot be read: {error!r}"}
+            return jobs.ended(run, said, "", time.time())
+        return ended
+
     def _ended(self, run: Run, job: JobSpec, why: str, late: bool) -> Run:
         """The run as its process left it. Blocking: looks through its files."""
         work = self.work(run.job_id)
@@ -226,7 +246,8 @@ class JobRuns:
         ]
         kept, left_out = jobs.choose_files(found) if job.upload else ([], [file.path for file in found])
         for name in left_out:
-            (output / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (output / name).unlink()
         log.info("run %s of job %s of %s: %s", run.job_id, run.method, run.chute, run.status)
         return run.model_copy(update={"files": kept, "left_out": left_out if job.upload else []})
 

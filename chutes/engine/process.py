@@ -21,6 +21,7 @@ import psutil
 
 from chutes.engine.contained import NOTE, note_of, remove_noted
 from chutes.exception import EngineFailed
+from chutes.util.waiting import to_the_end
 
 MINDER = Path(__file__).with_name("minder.py")
 MARK = "CHUTES_INSTANCE"
@@ -182,14 +183,8 @@ class EngineProcess:
         Args:
             at_once: no grace: for an engine that has nothing to finish and may not even listen yet.
         """
-        stopping = asyncio.ensure_future(self._stop(at_once))
-        cancelled = False
-        while not stopping.done():
-            try:
-                await asyncio.shield(stopping)
-            except asyncio.CancelledError:
-                cancelled = True  # "stopped" must not be said while the tree still runs
-        stopping.result()
+        # "Stopped" must not be said while the tree still runs.
+        _, cancelled = await to_the_end(self._stop(at_once))
         if cancelled:
             raise asyncio.CancelledError
 

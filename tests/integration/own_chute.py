@@ -198,3 +198,8 @@ async def naughty(self, output_dir: str, target: str):
     out = Path(output_dir)
     out.rmdir()
     out.symlink_to(target)
+
+
+@chute.job()
+async def misnamed(self, output_dir: str):
+    Path(os.fsdecode(os.fsencode(output_dir) + b"/\xff.txt")).write_text("no UTF-8")

@@ -316,7 +316,7 @@ def test_jobs_that_fail_and_jobs_that_are_stopped(kit):
     assert ran["detail"].startswith("no such thing\nTraceback")
     late = kit.run("jobs", "run", NAME, "slow", "--wait", "--json", code=1, timeout=90)
     assert json.loads(late.stdout)["status"] == "timeout"
-    assert "Its jobs: make, slow, fails, stubborn, naughty" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
+    assert "Its jobs: make, slow, fails, stubborn, naughty, misnamed" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
     began = control(kit, "POST", f"/chutes/{NAME}/jobs/stubborn", {})["job_id"]
     output = kit.home / "jobs" / began / "work" / "output"
     until((output / "began").exists, 30)
@@ -334,6 +334,13 @@ def test_a_job_has_no_hand_outside_its_directory(kit, tmp_path):
     assert (ended["status"], ended["files"]) == ("error", [])
     assert "replaced its output directory by a link" in ended["detail"]
     assert victim.read_text() == "precious"
+
+
+def test_a_job_that_leaves_what_cannot_be_recorded_is_over_all_the_same(kit):
+    failed = kit.run("jobs", "run", NAME, "misnamed", "--wait", "--json", code=1, timeout=60)
+    ran = json.loads(failed.stdout)
+    assert ran["status"] == "error"
+    assert "What the job left cannot be read" in ran["detail"]
 
 
 def test_new_code_is_a_new_version(kit, ask):
