@@ -52,6 +52,10 @@ class CordSpec(BaseModel):
     output_content_type: str | None = None
 
 
+RESULT_BYTES = 1 << 20
+"""Of what a job returns, as JSON: it is kept in memory and in the run's record. Files may be larger."""
+
+
 class JobSpec(BaseModel):
     name: str
     ports: list[dict[str, Any]] = Field(default_factory=list)

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from chutes.chute.spec import JobSpec
+from chutes.chute.spec import RESULT_BYTES, JobSpec
 from chutes.config import Config
 from chutes.control import jobs
 from chutes.control.jobs import File, Run, Status
@@ -253,10 +253,12 @@ class JobRuns:
 
 
 def _outcome(path: Path) -> dict[str, Any] | None:
-    """What a job wrote of its end; None if that is nothing that can be read. A link or a pipe is not."""
+    """What a job wrote of its end; None if that is nothing that can be read. A link, a pipe, or more than a
+    job writes is not."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > RESULT_BYTES:
                 return None
             said = json.loads(file.read())
     except (OSError, ValueError, RecursionError):

@@ -203,3 +203,12 @@ async def naughty(self, output_dir: str, target: str):
 @chute.job()
 async def misnamed(self, output_dir: str):
     Path(os.fsdecode(os.fsencode(output_dir) + b"/\xff.txt")).write_text("no UTF-8")
+
+
+@chute.job()
+async def verbose(self, output_dir: str, around: bool):
+    text = "x" * (2 << 20)
+    if around:  # the platform's own code, which would say so
+        Path(output_dir).with_name("result.json").write_text(json.dumps({"status": "complete", "result": text}))
+        os._exit(3)
+    return text

@@ -316,7 +316,7 @@ def test_jobs_that_fail_and_jobs_that_are_stopped(kit):
     assert ran["detail"].startswith("no such thing\nTraceback")
     late = kit.run("jobs", "run", NAME, "slow", "--wait", "--json", code=1, timeout=90)
     assert json.loads(late.stdout)["status"] == "timeout"
-    assert "Its jobs: make, slow, fails, stubborn, naughty, misnamed" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
+    assert "Its jobs: make, slow, fails, stubborn, naughty, misnamed, verbose" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
     began = control(kit, "POST", f"/chutes/{NAME}/jobs/stubborn", {})["job_id"]
     output = kit.home / "jobs" / began / "work" / "output"
     until((output / "began").exists, 30)
@@ -341,6 +341,18 @@ def test_a_job_that_leaves_what_cannot_be_recorded_is_over_all_the_same(kit):
     ran = json.loads(failed.stdout)
     assert ran["status"] == "error"
     assert "What the job left cannot be read" in ran["detail"]
+
+
+def test_a_result_is_bounded_and_not_in_the_list(kit):
+    for around, why in (("false", "write it to output_dir"), ("true", "status 3")):
+        failed = kit.run(
+            *("jobs", "run", NAME, "verbose", f"around={around}", "--wait", "--json"), code=1, timeout=60
+        )
+        ran = json.loads(failed.stdout)
+        assert (ran["status"], ran["result"], ran["args"]) == ("error", None, {"around": around == "true"})
+        assert why in ran["detail"]
+    listed = {one["job_id"]: one for one in control(kit, "GET", "/jobs/")}
+    assert listed[ran["job_id"]]["args"] == {}
 
 
 def test_new_code_is_a_new_version(kit, ask):
