@@ -30,7 +30,7 @@ from chutes.control.reconcile import Deployment
 from chutes.control.running import write_private
 from chutes.engine import registry
 from chutes.engine.command import inherited
-from chutes.engine.contained import MOUNTS
+from chutes.engine.contained import MOUNTS, meant
 from chutes.engine.diagnosis import diagnose
 from chutes.engine.process import EngineProcess, free_port, place_of, tail
 from chutes.engine.python import environment, unpack_bundle
@@ -198,7 +198,7 @@ class JobRuns:
         place = place_of(self.config.home, f"job-{run.job_id}")
         await asyncio.to_thread(unpack_bundle, spec, self.config, place)
         directory, work = self.directory(run.job_id), self.work(run.job_id)
-        variables = {**inherited(), **self._secrets_of(deployment), **environment(spec)}
+        variables = {**self._secrets_of(deployment), **environment(spec)}
         variables[MOUNTS] = str(work)  # for a job in a container
         for port in run.ports:
             # The published names: protocol and the number that was asked for.
@@ -208,6 +208,7 @@ class JobRuns:
             variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         command = [str(python), "-m", MODULE, "--ref", spec.entry, "--job", job.name]
         command += ["--directory", str(work), "--startup-seconds", str(self.config.startup_seconds)]
+        variables = {**inherited(), **meant(variables)}
         process = await EngineProcess.start(command, variables, directory / "log", place)
         limit = self.config.startup_seconds + job.timeout + LATE_SECONDS if job.timeout else None
         try:

@@ -36,9 +36,11 @@ REMOVE_TRIES = 3  # an engine that is itself just cleaning up after the containe
 GPUS = "CUDA_VISIBLE_DEVICES"
 MOUNTS = "CHUTES_MOUNTS"
 """Environment variable: directories beside the working one that are needed inside, as PATH lists them."""
+MEANT = "CHUTES_MEANT"
+"""Environment variable: names of those that are for the container whatever the machine's own are, see `meant`."""
 
 # Inside, devices are counted anew from 0.
-NOT_PASSED = (GPUS, "CUDA_DEVICE_ORDER", MOUNTS)
+NOT_PASSED = (GPUS, "CUDA_DEVICE_ORDER", MOUNTS, MEANT)
 
 
 def fingerprint(value):
@@ -46,12 +48,19 @@ def fingerprint(value):
     return hashlib.sha256(value.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
+def meant(variables):
+    """An instance's own variables, to be told from the machine's by name: a secret may have the same value."""
+    return {**variables, MEANT: " ".join(variables)}
+
+
 def passed(environ, host):
-    """The variables that are for the container: those that the machine has too, with that value, are not."""
+    """The variables that are for the container: those that are meant for it, and those that the machine has
+    not, or with another value."""
+    own = environ.get(MEANT, "").split()
     return {
         name: value
         for name, value in environ.items()
-        if name not in NOT_PASSED and host.get(name) != fingerprint(value)
+        if name not in NOT_PASSED and (name in own or host.get(name) != fingerprint(value))
     }
 
 

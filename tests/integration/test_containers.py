@@ -357,13 +357,14 @@ chute = Chute("tester", "where", image)
 
 @chute.cord(public_api_path="/where")
 async def where(self) -> dict:
-    return {"pid": os.getpid(), "host": os.environ.get("FROM_THE_HOST"), "secret": os.environ["MY_TOKEN"]}
+    told = {name: os.environ.get(name) for name in ("FROM_THE_HOST", "MY_TOKEN", "ON_BOTH_SIDES")}
+    return {"pid": os.getpid(), **told}
 
 
 @chute.job(timeout=60)
 async def write(self, **job) -> dict:
     (Path(job["output_dir"]) / "out.txt").write_text("out")
-    return {"pid": os.getpid()}
+    return {"shared": os.environ.get("ON_BOTH_SIDES")}
 """
 
 
@@ -375,8 +376,10 @@ def test_a_deployed_chute_lives_in_a_container_and_dies_with_its_platform(docker
             "PATH": os.environ["PATH"],
             "CHUTES_CONTAINERS": "docker",
             "FROM_THE_HOST": "not inside",
+            "ON_BOTH_SIDES": "the same",
         }
         kit.run("secrets", "create", "--purpose", "where", "--key", "MY_TOKEN", "--value", "two\nlines")
+        kit.run("secrets", "create", "--purpose", "where", "--key", "ON_BOTH_SIDES", "--value", "the same")
         dry = " ".join(kit.run("deploy", "own:chute", "--dry-run").stdout.split())
         assert "runs in a container of docker" in dry
         assert "not run: make all" not in dry
@@ -386,10 +389,12 @@ def test_a_deployed_chute_lives_in_a_container_and_dies_with_its_platform(docker
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             told = json.loads(response.read())
-        assert (told["host"], told["secret"]) == (None, "two\nlines")
+        assert (told["FROM_THE_HOST"], told["MY_TOKEN"]) == (None, "two\nlines")
+        assert told["ON_BOTH_SIDES"] == "the same"  # a secret is one though the platform's shell has it too
         image = json.loads((docker / "images" / "chutes%tester%where:1.json").read_text())
         assert image["context"] == ["data/x.txt"]
-        kit.run("jobs", "run", "where", "write", "--wait")
+        ran = json.loads(kit.run("jobs", "run", "where", "write", "--wait", "--json").stdout)
+        assert ran["result"] == {"shared": "the same"}
         _, job = calls(docker, "run")
         mounted = [word.split(":")[-1] for word in job["command"] if word.startswith("--volume=")]
         (record,) = (kit.home / "jobs").glob("*/run.json")
