@@ -1,8 +1,8 @@
 """Runs of jobs as processes: each its own, under a minder, in its chute's environment.
 
 Kept under `Config.jobs`, one directory a run: `run.json` (the record), `log`, and `work/`, all that the job
-itself is given, in a container too: `args.json`, `result.json`, `output/`. What lies there is believed no more
-than any other input. A run does not survive the platform, its record does.
+itself is given, in a container too: `args.json`, `result.json`, `output/`. What lies there is believed as
+little as any other input. A run does not survive the platform, its record does.
 """
 
 from __future__ import annotations

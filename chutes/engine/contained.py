@@ -37,7 +37,7 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 MOUNTS = "CHUTES_MOUNTS"
 """Environment variable: directories beside the working one that are needed inside, as PATH lists them."""
 MEANT = "CHUTES_MEANT"
-"""Environment variable: names of those that are for the container whatever the machine's own are, see `meant`."""
+"""Environment variable: names of those that are for the container, whatever the machine's own are."""
 
 # Inside, devices are counted anew from 0.
 NOT_PASSED = (GPUS, "CUDA_DEVICE_ORDER", MOUNTS, MEANT)
@@ -49,7 +49,7 @@ def fingerprint(value):
 
 
 def meant(variables):
-    """An instance's own variables, to be told from the machine's by name: a secret may have the same value."""
+    """An instance's own variables, told from the machine's by name: a secret may have the same value."""
     return {**variables, MEANT: " ".join(variables)}
 
 
@@ -99,7 +99,7 @@ def command(settings, environ, place, name, arguments):
 
 
 def note_of(place):
-    """Where the container of an instance's directory is noted: beside it, for it is the container's to write."""
+    """Where an instance's container is noted: beside its directory, which is the container's to write."""
     return place.parent / f"{place.name}.{NOTE}"
 
 

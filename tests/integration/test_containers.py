@@ -313,7 +313,8 @@ class TestInstance:
         assert not contained.note_of(place).exists()
 
     @pytest.mark.parametrize(
-        "told", [["/bin/rm", "chutes-a-01234567"], ["docker", "--config=/x"], ["docker", "chutes-a-01234567/x"]]
+        "told",
+        [["/bin/rm", "chutes-a-01234567"], ["docker", "--config=/x"], ["docker", "chutes-a-01234567/x"]],
     )
     def test_a_note_removes_containers_of_ours_only(self, docker, tmp_path, told):
         note = tmp_path / "a.container.json"

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -316,7 +317,8 @@ def test_jobs_that_fail_and_jobs_that_are_stopped(kit):
     assert ran["detail"].startswith("no such thing\nTraceback")
     late = kit.run("jobs", "run", NAME, "slow", "--wait", "--json", code=1, timeout=90)
     assert json.loads(late.stdout)["status"] == "timeout"
-    assert "Its jobs: make, slow, fails, stubborn, naughty, misnamed, verbose" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
+    unknown = kit.run("jobs", "run", NAME, "nothing", code=1)
+    assert "Its jobs: make, slow, fails, stubborn, naughty, misnamed, verbose" in unknown.stderr
     began = control(kit, "POST", f"/chutes/{NAME}/jobs/stubborn", {})["job_id"]
     output = kit.home / "jobs" / began / "work" / "output"
     until((output / "began").exists, 30)
@@ -414,6 +416,17 @@ def test_cords_in_each_others_way(kit, cords, said):
         f"from chutes.chute import Chute\nchute = Chute('tester', 'crossed', 'i')\n{cords}"
     )
     assert said in kit.run("deploy", "crossed:chute", "--yes", code=2).stderr
+
+
+def test_an_id_of_somebody_elses_is_refused(kit):
+    for uid in ("../../x", chute(kit)["chute_id"]):
+        spec = {"uid": uid, "username": "tester", "name": "other"}
+        for path in ("/chutes/", "/chutes/?dry_run=true"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                control(kit, "POST", path, {"spec": spec})
+            with refused.value as answer:
+                assert answer.status == 400
+                assert "says that its uid is" in answer.read().decode()
 
 
 def test_a_platform_that_dies_leaves_a_lost_run_and_no_process(kit):
