@@ -104,9 +104,8 @@ def _write(directory: Path, outcome: dict[str, Any]) -> None:
         text = json.dumps({**said, "result": repr(said.get("result"))})
     if len(text) > RESULT_BYTES:
         what = f"The result is {len(text)} bytes of JSON, {RESULT_BYTES} are kept: write it to output_dir."
-        detail = str(said.get("detail") or what)[
-            : RESULT_BYTES // 16
-        ]  # a character is up to 12 bytes of JSON
+        # A character is up to 12 bytes of JSON.
+        detail = str(said.get("detail") or what)[: RESULT_BYTES // 16]
         text = json.dumps({"status": "error", "detail": detail})
     draft = directory / "result.json.partial"
     draft.write_text(text)

@@ -140,7 +140,8 @@ def main():
     lifeline = container.stdin
     assert lifeline is not None
     signal.signal(signal.SIGTERM, lambda *_: lifeline.close())
-    variables = {**settings["variables"], **passed(os.environ, settings["host"])}
+    mounted = os.pathsep.join(map(str, (place, *mounts(os.environ))))
+    variables = {**settings["variables"], **passed(os.environ, settings["host"]), MOUNTS: mounted}
     with contextlib.suppress(OSError, ValueError):  # it ended, or we were told to, before it heard this
         lifeline.write(json.dumps(variables).encode() + b"\n")
         lifeline.flush()

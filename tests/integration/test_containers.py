@@ -265,6 +265,29 @@ class TestInstance:
         assert list((docker / "containers").iterdir()) == []
         assert not place.exists()
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are given away")
+    async def test_what_root_made_is_its_directory_s_owner_s(self, docker, place, tmp_path, monkeypatch):
+        (beside := tmp_path / "job" / "work").mkdir(parents=True)
+        os.chown(beside, 12345, 12346)
+        (outside := tmp_path / "outside").write_text("")
+        monkeypatch.setattr(self, "more", {"CHUTES_MOUNTS": str(beside)}, raising=False)
+        code = f"""
+            import os, pathlib
+            work = pathlib.Path({str(beside)!r})
+            (work / "deep").mkdir()
+            (work / "deep" / "x").write_text("x")
+            (work / "link").symlink_to({str(outside)!r})
+            (work / "up").symlink_to("..")
+            print("CHUTES_MOUNTS" in os.environ, "ready", flush=True)
+        """
+        process = await self.started(place, code)
+        assert await process.wait() == 0
+        made = sorted(beside.rglob("*"))
+        assert [path.name for path in made] == ["deep", "x", "link", "up"]
+        assert {(path.lstat().st_uid, path.lstat().st_gid) for path in made} == {(12345, 12346)}
+        assert {path.stat().st_uid for path in (outside, beside.parent)} == {0}
+        assert "False ready" in tail(process.log, 4000)
+
     async def test_its_own_end_is_told(self, docker, place):
         process = await self.started(place, 'print("ready", flush=True); import sys; sys.exit(7)')
         assert await process.wait() == 7
