@@ -37,8 +37,8 @@ NAMES = (
     *("limits", "surroundings", "waiting"),
 )
 """What a request goes through."""
-NEEDED = ("gateway/shapes", "board")
-"""What these take types and constants from."""
+NEEDED = ("gateway/shapes", "board", "config", "exception", "wire", "chute/agreed", "chute/docs")
+"""What these take types and constants from: mypyc builds both in."""
 
 SETUP = """
 from mypyc.build import mypycify
@@ -111,12 +111,19 @@ def build() -> Path:
         made.mkdir()
         for file in [*work.glob("*__mypyc.*"), *(work / "chutes/gateway").glob("*.so")]:
             shutil.move(file, made)
-        PLACE.mkdir(exist_ok=True)
-        for old in PLACE.iterdir():
-            shutil.rmtree(old)
-        unfinished = PLACE / f".{os.getpid()}"
-        shutil.move(made, unfinished)
-        unfinished.rename(place)
+        try:
+            PLACE.mkdir(exist_ok=True)
+            for old in PLACE.iterdir():
+                if not old.name.startswith("."):  # somebody else's, who is at it too
+                    shutil.rmtree(old)
+            unfinished = PLACE / f".{os.getpid()}"
+            shutil.move(made, unfinished)
+            unfinished.rename(place)
+        except OSError as error:
+            raise ChutesError(
+                f"The build cannot be put beside the source: {error}.",
+                "Run this as the user who installed chutes.",
+            ) from None
     return place
 
 

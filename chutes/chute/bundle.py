@@ -11,16 +11,18 @@ import ast
 import gzip
 import hashlib
 import io
+import stat
 import sysconfig
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from chutes.chute.ignored import Rules, is_rubbish, is_secret
 from chutes.exception import InvalidSpec
 from chutes.image import Image
+from chutes.image.context import gather
+from chutes.image.ignored import Rules, is_rubbish, is_secret
 
 if TYPE_CHECKING:
     from chutes.chute.loader import Loaded
@@ -49,7 +51,7 @@ def make(loaded: Loaded) -> Bundle:
     """Snapshot the files of a loaded chute.
 
     Raises:
-        InvalidSpec: they are too large; names the largest.
+        InvalidSpec: they are too large (names the largest), or the Image adds a secret by its name.
     """
     found = _Files(loaded.root)
     found.take(loaded.path)
@@ -58,10 +60,10 @@ def make(loaded: Loaded) -> Bundle:
     if not _is_installed(loaded.root):
         found.follow_imports()
     if isinstance(loaded.chute.image, Image):
-        for directory, relative in loaded.chute.image.local_files:
-            found.add(directory, relative)
+        found.add(loaded.chute.image)
     _check_size(found.of)
-    data = pack({name: path.read_bytes() for name, path in found.of.items()})
+    programs = {name for name, path in found.of.items() if path.stat().st_mode & stat.S_IXUSR}
+    data = pack({name: path.read_bytes() for name, path in found.of.items()}, programs)
     attribute = loaded.ref.rpartition(":")[2]
     name = loaded.path.relative_to(loaded.root).as_posix()
     plain = all(part.isidentifier() for part in loaded.module.split("."))
@@ -78,13 +80,17 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def pack(files: dict[str, bytes]) -> bytes:
-    """A tar.gz of files by name; of the same files always the same bytes."""
+def pack(files: dict[str, bytes], programs: Collection[str] = ()) -> bytes:
+    """A tar.gz of files by name; of the same files always the same bytes.
+
+    Args:
+        programs: names of those that may be executed.
+    """
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in sorted(files):
             member = tarfile.TarInfo(name)  # owner 0, time 0
-            member.size, member.mode = len(files[name]), 0o644
+            member.size, member.mode = len(files[name]), 0o755 if name in programs else 0o644
             archive.addfile(member, io.BytesIO(files[name]))
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0, filename="") as zipped:
@@ -123,6 +129,7 @@ def unpack(data: bytes, destination: Path | None) -> list[str]:
                     path = destination.joinpath(*name.parts)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_bytes(content.read())
+                    path.chmod(0o755 if member.mode & stat.S_IXUSR else 0o644)
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         if isinstance(error, InvalidSpec):
             raise
@@ -141,11 +148,9 @@ class _Files:
         self.root = root
         self.of: dict[str, Path] = {}
         self.left_out: set[str] = set()
-        self._rules = [
-            Rules(file.read_text(errors="replace"))
-            for name in (".gitignore", ".chutesignore")
-            if (file := root / name).is_file()
-        ]
+        self._chutesignore = _rules(root / ".chutesignore")
+        self._repository = next((one for one in (root, *root.parents) if (one / ".git").exists()), root)
+        self._gitignores: dict[Path, Rules] = {}
 
     def take(self, path: Path) -> bool:
         """One file below the root; False if it was there already, or stays here."""
@@ -161,17 +166,36 @@ class _Files:
     def take_tree(self, directory: Path) -> None:
         for path in _walk(directory):
             name = path.relative_to(self.root).as_posix()
-            if is_secret(name) or not (is_rubbish(name) or any(r.leave_out(name) for r in self._rules)):
+            if is_secret(name) or not (is_rubbish(name) or self._is_ignored(path)):
                 self.take(path)
 
-    def add(self, base: Path, relative: str) -> None:
-        """A file or directory that the Image adds. What an author names is taken though git ignores it."""
-        source = base / relative
-        for path in [source] if source.is_file() else _walk(source):
-            name = path.relative_to(base).as_posix()
-            if is_secret(name):
-                self.left_out.add(name)
-            elif not is_rubbish(name):
+    def _is_ignored(self, path: Path) -> bool:
+        """Whether a file below the root, or a directory there that it lies in, is to stay here."""
+        parts = path.relative_to(self.root).parts
+        return self._chutesignore.leave_out("/".join(parts)) or any(
+            self._git_ignores(self.root.joinpath(*parts[:n]), n < len(parts))
+            for n in range(1, len(parts) + 1)
+        )
+
+    def _git_ignores(self, path: Path, directory: bool) -> bool:
+        """What the nearest .gitignore says that speaks of `path`, up to the repository's own."""
+        for base in path.parents:
+            if base not in self._gitignores:
+                self._gitignores[base] = _rules(base / ".gitignore")
+            said = self._gitignores[base].verdict(path.relative_to(base).as_posix(), directory)
+            if said is not None or base == self._repository:
+                return bool(said)
+        return False
+
+    def add(self, image: Image) -> None:
+        """What the image's builder would be sent. What an author names is taken though git ignores it."""
+        context = gather(image.added)
+        self.left_out |= {name for name in context.left_out if is_secret(name)}
+        roots = [added.root for added in image.added]
+        for name, path in context.files.items():
+            real = path.resolve()  # of a link, what it leads to is taken, as far as that stays below
+            base = next((root for root in roots if real.is_relative_to(root)), None)
+            if base is not None and real.is_file() and not is_secret(real.relative_to(base).as_posix()):
                 self.of.setdefault(name, path)
 
     def follow_imports(self) -> None:
@@ -180,7 +204,7 @@ class _Files:
         while todo := [name for name in self.of if name.endswith(".py") and name not in seen]:
             for name in todo:
                 seen.add(name)
-                for module in _imports(self.of[name]):
+                for module in _imports(self.of[name], name):
                     self._follow(module)
 
     def _follow(self, module: str) -> None:
@@ -190,6 +214,12 @@ class _Files:
         package = self.root / top
         if (package / "__init__.py").is_file():
             self.take_tree(package)
+            self.take(package / "__init__.py")
+            for n in range(1, len(rest) + 1):  # what is imported is needed though git ignores it
+                stem = package.joinpath(*rest[:n])
+                for found in (stem.with_name(stem.name + ".py"), stem / "__init__.py"):
+                    if found.is_file():
+                        self.take(found)
         elif (single := self.root / f"{top}.py").is_file():
             self.take(single)
         elif package.is_dir():  # a namespace: of it only what is named
@@ -202,6 +232,10 @@ class _Files:
                 self._follow(".".join([top, *rest[:-1]]))
 
 
+def _rules(file: Path) -> Rules:
+    return Rules(file.read_text(errors="replace") if file.is_file() else "")
+
+
 def _walk(directory: Path) -> Iterator[Path]:
     """Files below a directory. Links are followed as far as they stay in it."""
     top = directory.resolve()
@@ -210,8 +244,8 @@ def _walk(directory: Path) -> Iterator[Path]:
             yield path
 
 
-def _imports(path: Path) -> set[str]:
-    """Every module that a file names in an import, wherever it stands; relative ones are in its package."""
+def _imports(path: Path, name: str) -> set[str]:
+    """Every module that a file, called `name` below the root, names in an import, wherever it stands."""
     try:
         tree = ast.parse(path.read_bytes())
     except SyntaxError:  # of a template, say: nothing that can be imported
@@ -220,8 +254,10 @@ def _imports(path: Path) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = PurePosixPath(name).parts[: -node.level] if node.level else ()
+            if start := [*package, *([node.module] if node.module else [])]:
+                found |= {".".join([*start, alias.name]) for alias in node.names}
     return found
 
 

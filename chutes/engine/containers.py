@@ -226,9 +226,7 @@ async def with_chutes(program: Program, reference: str, on_line: OnLine) -> Buil
         text = last_layer(reference, below.user, installed.name)
         parts = (below.id.encode(), text.encode(), installed.read_bytes(), LIFELINE.read_bytes())
         digest = hashlib.sha256(b"\0".join(parts)).hexdigest()
-        tag = "chutes-run/" + reference.removeprefix("chutes/").replace("@sha256:", ":").replace(
-            "localhost/", ""
-        )
+        tag = running_tag(reference)
         there = await inspect(program, tag)
         if there is not None and there.digest == digest:
             return there
@@ -240,6 +238,14 @@ async def with_chutes(program: Program, reference: str, on_line: OnLine) -> Buil
                 "The image's python3 installs chutes: it must be 3.11 or newer and have pip. Add "
                 '.with_python("3.12.7") to the Image, or start from an image that has it.',
             ) from None
+
+
+def running_tag(reference: str) -> str:
+    """The name of the image that has chutes upon `reference`."""
+    if reference.startswith("chutes/") and "@" not in reference:
+        return f"chutes-run/{reference.removeprefix('chutes/')}"
+    # A registry's port or a digest may not stand where they would come to stand.
+    return f"chutes-run/named:{hashlib.sha256(reference.encode()).hexdigest()[:32]}"
 
 
 def last_layer(reference: str, user: str, wheel_name: str) -> str:

@@ -12,12 +12,14 @@ import asyncio
 import hashlib
 import importlib.util
 import json
+import posixpath
 import re
 import shlex
 import shutil
 import site
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -40,6 +42,8 @@ INSTANCE = "chutes.chute.instance"
 _NOT_TAKEN = frozenset({"PATH", "HOME", "PYTHONHOME", "PYTHONPATH", "LD_PRELOAD", "LD_LIBRARY_PATH"})
 _PIP = re.compile(r"(.*/)?pip[\d.]*")
 _PYTHON = re.compile(r"(.*/)?python[\d.]*")
+# A line of a requirements file that names another one.
+_NESTED = re.compile(r"^[ \t]*(?:-r|-c|--requirement|--constraint)[ \t=]*([^\s#]+)", re.MULTILINE)
 # They speak of the system's Python, a cache or uv itself: of an environment of one's own they mean nothing.
 _FLAGS = frozenset(
     {"--system", "--break-system-packages", "--user", "--no-cache-dir", "--no-cache", "-q", "--quiet", "-y"}
@@ -333,8 +337,7 @@ async def _ensure(way: Way, files: Path, root: Path, progress: Progress) -> Path
     Raises:
         EngineEnvironmentError: pip failed; with what it said.
     """
-    contents = {name: (files / name).read_text(errors="replace") for name in sorted(way.files)}
-    made_of = json.dumps([way.pip, contents, sys.version, sys.prefix, _base()])
+    made_of = json.dumps([way.pip, requirements(way.files, files), sys.version, sys.prefix, _base()])
     path = root / f"python-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     python = path / "bin" / "python"
     if (path / MARKER).is_file() and python.exists():
@@ -352,6 +355,21 @@ async def _ensure(way: Way, files: Path, root: Path, progress: Progress) -> Path
             raise
         (path / MARKER).write_text(json.dumps({"pip": way.pip}, indent=2) + "\n")
     return python
+
+
+def requirements(names: Iterable[str], files: Path) -> dict[str, str]:
+    """The text of requirement files by name, sorted, with those below `files` that they name in turn."""
+    found: dict[str, str] = {}
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        path = files / name
+        if name in found or PurePosixPath(name).parts[:1] in (("..",), ("/",)) or not path.is_file():
+            continue  # pip says what it misses
+        found[name] = path.read_text(errors="replace")
+        beside = PurePosixPath(name).parent
+        todo += [posixpath.normpath(beside / other) for other in _NESTED.findall(found[name])]
+    return dict(sorted(found.items()))
 
 
 async def _make(way: Way, files: Path, path: Path, python: Path, progress: Progress) -> None:

@@ -67,12 +67,16 @@ def _metadata() -> str:
     return described
 
 
+_MADE = {"__pycache__", "__compiled__"}
+"""Directories of what one Python made on one machine."""
+
+
 def _sources() -> dict[str, Path]:
     """Name in the wheel → file."""
     root = Path(chutes.__file__).parents[1]
     found = [root / name for name in FILES]
     for package in PACKAGES:
-        found += sorted(path for path in (root / package).rglob("*") if "__pycache__" not in path.parts)
+        found += sorted(path for path in (root / package).rglob("*") if not _MADE & set(path.parts))
     return {path.relative_to(root).as_posix(): path for path in found if path.is_file()}
 
 

@@ -95,7 +95,20 @@ class Standing:
 class Aim:
     """What a table says of a request head and a chute."""
 
-    __slots__ = ("capabilities", "chat", "completions", "draws", "group", "head", "name", "thinking", "twins")
+    __slots__ = (
+        *(
+            "capabilities",
+            "chat",
+            "completions",
+            "draws",
+            "group",
+            "head",
+            "name",
+            "own",
+            "thinking",
+            "twins",
+        ),
+    )
 
     def __init__(
         self,
@@ -110,9 +123,10 @@ class Aim:
         self.name = route.name
         self.capabilities = route.capabilities
         self.head = b"POST %b%b HTTP/1.1\r\n%b%b" % (inner, query, standing.fields, standing.kept_at(route))
-        own = bool(route.methods)  # an author's own code may forbid what it does not know
-        self.chat = inner in CHAT_PATHS and not own
-        self.completions = inner in COMPLETION_PATHS and not own
+        self.own = bool(route.methods)
+        """It is code of an author's own, which may forbid what it does not know."""
+        self.chat = inner in CHAT_PATHS and not self.own
+        self.completions = inner in COMPLETION_PATHS and not self.own
         self.draws = not self.completions and "images" in route.capabilities
         self.thinking = thinking
         self.twins = self.chat and "reasoning" in route.capabilities

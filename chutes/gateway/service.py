@@ -345,6 +345,8 @@ def _order(aim: Aim, standing: Standing, peeked: Peek, body: bytes) -> Order:
     group = aim.group
     order = Order(standing, group, aim.name, head, body)
     order.model = peeked.model
+    if aim.own:
+        order.repeatable = False  # as in `_addressed`
     if peeked.stream:  # 1 is true to engines too
         order.stream = True
         if not shows_usage:

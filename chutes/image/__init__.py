@@ -18,6 +18,7 @@ from typing import Literal
 from chutes.exception import InvalidSpec
 from chutes.image import dockerfile
 from chutes.image.context import Added, escaped
+from chutes.image.ignored import is_rubbish, is_secret
 from chutes.util.context import is_remote
 from chutes.util.rule import RuleBrokenError
 
@@ -113,11 +114,6 @@ class Image:
     def added(self) -> list[Added]:
         """Local files and directories that its Dockerfile copies."""
         return list(self._added)
-
-    @property
-    def local_files(self) -> list[tuple[Path, str]]:
-        """The same as pairs of build directory and path below it."""
-        return [(added.root, source) for added in self._added for source in added.sources]
 
     @property
     def context_files(self) -> list[str]:
@@ -249,7 +245,7 @@ class Image:
         """Copy files into the image.
 
         Args:
-            source: a glob below `build_dir`, or a URL or git repository.
+            source: a glob below `build_dir`, or a URL or git repository. A glob passes secrets over.
             dest: path in the image.
             keep_git_dir: keep `.git`; git repositories only.
             checksum: `sha256:` and 64 hex digits; URLs only.
@@ -343,8 +339,12 @@ def _matches(source: str, root: Path) -> list[str]:
         return ["."]
     for path in sorted(root.glob(str(pattern))):
         below = path.resolve()
-        if below != root and below.is_relative_to(root):  # `../x` and links that lead out do not travel
-            found.append(str(PurePosixPath(below.relative_to(root))))
+        if below == root or not below.is_relative_to(root):  # `../x` and links that lead out do not travel
+            continue
+        name = str(PurePosixPath(below.relative_to(root)))
+        by_chance = path != root / pattern  # `*` finds .env and .git, too
+        if not (by_chance and (is_secret(name) or is_rubbish(name))):
+            found.append(name)
     if not found:
         raise RuleBrokenError(
             f"No file below {root} matches {source!r}.",

@@ -9,22 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import posixpath
 import re
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
+from chutes.image.ignored import is_rubbish, is_secret
 from chutes.util.rule import RuleBrokenError
 
-# Below a directory that is added: what is made anew anywhere, and what is nobody's business in an image. A
-# file that is added by its own name is sent whatever it is called.
-_NEVER = (
-    *(".git", ".hg", ".svn", "__pycache__", ".venv", "venv", "node_modules", ".DS_Store"),
-    *(".env", ".env.*", ".netrc", ".pypirc", "id_rsa*", "id_ed25519*", "*.pem", "*.key"),
-)
 IGNORE_FILE = ".dockerignore"
 
 # Builders other than Docker's take a file's time for a part of it. ZIP files know no earlier one.
@@ -89,7 +84,8 @@ def gather(added: Sequence[Added]) -> Context:
     """List the files that `added` name.
 
     Raises:
-        RuleBrokenError: two build directories have different files of one name.
+        RuleBrokenError: two build directories have different files of one name, or one that is added by
+            name lies outside of its directory or looks like a secret.
     """
     files: dict[str, Path] = {}
     left_out: list[str] = []
@@ -136,6 +132,16 @@ def unescaped(word: str) -> str:
 
 
 def _below(one: Added, source: str, ignored: _Ignored, left_out: list[str]) -> Iterator[tuple[str, Path]]:
+    place = PurePosixPath(posixpath.normpath(source))
+    if place.is_absolute() or place.parts[:1] == ("..",):  # of a Dockerfile that Image.add did not write
+        raise RuleBrokenError(
+            f"{source!r} lies outside of the build directory.", "Copy files from below it only."
+        )
+    if is_secret(source):
+        raise RuleBrokenError(
+            f"{source!r} looks like a secret: it goes neither into an image nor into a snapshot.",
+            "Give it to the chute with `chutes secrets create`; rename it if it is none.",
+        )
     start = one.root / source
     if start.is_symlink() or not start.is_dir():
         yield source, start
@@ -149,7 +155,7 @@ def _below(one: Added, source: str, ignored: _Ignored, left_out: list[str]) -> I
             inner = path.relative_to(start).as_posix()
             if any(_matches(pattern, inner) for pattern in one.exclude):
                 continue
-            never = any(fnmatch(name, pattern) for pattern in _NEVER)
+            never = is_secret(name) or is_rubbish(name)
             directory = name in directories and not path.is_symlink()
             # An ignored directory is looked into all the same where something below it may be taken back.
             if never or (ignored(relative) and not (directory and ignored.takes_back)):

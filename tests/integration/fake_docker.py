@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ def build(arguments):
         parser.add_argument(option)
     parser.add_argument("context")
     asked = parser.parse_args(arguments)
+    if not re.fullmatch(r"([\w.-]+(:\d+)?/)?[a-z0-9][a-z0-9._/-]*(:\w[\w.-]{0,127})?", asked.tag):
+        print(f'invalid argument "{asked.tag}" for "-t, --tag" flag: invalid reference format')
+        return 125
     lines = Path(asked.file).read_text().splitlines()
     user = ""
     for number, line in enumerate(lines, 1):

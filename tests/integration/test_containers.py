@@ -346,6 +346,18 @@ class TestInstance:
         assert note.exists()
         assert not (docker / "calls.jsonl").exists()
 
+    @pytest.mark.parametrize(
+        "reference",
+        ["registry.example:5000/team/a:1", f"a/b@sha256:{'0' * 64}", f"chutes/a:1@sha256:{'0' * 64}"],
+    )
+    async def test_an_image_of_any_registry_is_given_chutes(self, docker, place, reference):
+        image = {"Id": "sha256:1", "User": "", "Labels": {}}
+        (docker / "images" / f"{reference.replace('/', '%')}.json").write_text(json.dumps(image))
+        python = await containers.interpreter("", reference, place, "uid", settings.load(), lambda line: None)
+        assert python is not None
+        (made,) = (docker / "images").glob("chutes-run%*.json")
+        assert json.loads(made.read_text())["lines"][0] == f"FROM {reference}"
+
     async def test_an_image_that_cannot_be_had_is_said_once_and_for_all(self, docker, place):
         config = settings.load()
         with pytest.raises(BuildFailed, match="pull access denied") as caught:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from chutes.engine.process import found_in
+from chutes.engine.release import find
 from tests.integration.platform_kit import NAME, PlatformKit, platform, port_for_test, until
 
 
@@ -435,7 +436,8 @@ def test_doctor_sees_what_is_here(kit: PlatformKit) -> None:
     found = kit.json("doctor")
     assert found["cpus"] >= 1
     assert found["gpus"] == []
-    assert [e["installed"] for e in found["engines"] if e["accelerator"] == "cpu"] == [True]
+    here = {engine["id"] for engine in found["engines"] if engine["installed"]}
+    assert here == {find("vllm", "cpu").id}
     assert found["hub"]["reachable"] is False
     assert "is out of reach (Connection refused)" in kit.run("doctor").stdout
 

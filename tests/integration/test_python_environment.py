@@ -12,7 +12,7 @@ import pytest
 from chutes import config
 from chutes.chute import Chute, NodeSelector, bundle
 from chutes.control import bundles
-from chutes.engine.python import Python
+from chutes.engine.python import Python, requirements
 from chutes.exception import EngineEnvironmentError
 from chutes.hardware.plan import Plan
 from chutes.image import Image
@@ -43,7 +43,10 @@ def _nothing(self): ...
 
 @pytest.fixture
 def settings(tmp_path) -> config.Config:
-    return replace(config.load({"CHUTES_HOME": str(tmp_path / "home")}), cache=tmp_path / "cache")
+    return replace(
+        config.load({"CHUTES_HOME": str(tmp_path / "home"), "CHUTES_CONTAINERS": "none"}),
+        cache=tmp_path / "cache",
+    )
 
 
 async def test_the_overlays_packages_win_and_the_platforms_lie_behind(tmp_path, settings, monkeypatch):
@@ -79,9 +82,45 @@ async def test_the_overlays_packages_win_and_the_platforms_lie_behind(tmp_path, 
     assert await Python().prepare(other, PLAN, settings, lambda *_: None) != python  # other files, other set
 
 
+async def test_another_nested_requirement_is_another_environment(tmp_path, settings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = wheel(tmp_path, "mine_alone", "1.5"), wheel(tmp_path, "mine_alone", "2.0")
+    (tmp_path / "needs").mkdir()
+    (tmp_path / "needs" / "all.txt").write_text("")
+    image = Image("me", "i", "1").add("needs/all.txt", "/app/all.txt")
+    image.run_command("pip install --no-deps --no-index -r /app/all.txt")
+    made = []
+    for one in (first, second):
+        files = {
+            "needs/all.txt": "-r more/base.txt\n",
+            "needs/more/base.txt": "-c ../limits.txt\n--requirement=deep.txt # both\n",
+            "needs/more/deep.txt": f"mine_alone @ {one.as_uri()}\n",
+            "needs/limits.txt": "",
+        }
+        data = bundle.pack({name: text.encode() for name, text in files.items()})
+        chute, _ = spec(image)
+        chute = chute.model_copy(update={"bundle": bundle.digest(data)})
+        bundles.save(settings, data, chute.bundle)
+        made.append(await Python().prepare(chute, PLAN, settings, lambda *_: None))
+    assert made[0] != made[1]
+    said = "import mine_alone; print(mine_alone.__version__)"
+    versions = [subprocess.run([python, "-I", "-c", said], capture_output=True, text=True) for python in made]
+    assert [done.stdout.strip() for done in versions] == ["1.5", "2.0"]
+
+
+def test_requirements_are_read_below_the_snapshot_only_and_once(tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "out.txt").write_text("theirs")
+    text = f"-r a.txt\n-r ../out.txt\n-c {tmp_path}/out.txt\n-r missing.txt\n-rb.txt\nsix\n"
+    for name, said in {"a.txt": text, "b.txt": "-r a.txt"}.items():
+        (tmp_path / "files" / name).write_text(said)
+    assert requirements({"a.txt"}, tmp_path / "files") == {"a.txt": text, "b.txt": "-r a.txt"}
+
+
 async def test_what_pip_refuses_is_said_and_leaves_nothing(settings):
     image = Image("me", "i", "1").run_command("pip install --no-index no-such-package-anywhere")
-    chute, _ = spec(image)
+    chute, data = spec(image)
+    bundles.save(settings, data, chute.bundle)
     with pytest.raises(EngineEnvironmentError, match="no-such-package-anywhere"):
         await Python().prepare(chute, PLAN, settings, lambda *_: None)
     assert [path for path in settings.engines.iterdir() if path.is_dir()] == []

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from chutes.chute import bundle
-from chutes.chute.ignored import Rules, is_secret
 from chutes.chute.loader import load
 from chutes.exception import InvalidSpec
+from chutes.image import Image
+from chutes.image.context import added_by, gather
+from chutes.image.ignored import Rules, is_secret
 
 CHUTE = "from chutes.chute import Chute\nchute = Chute('tester', 'own', {image})\n{more}"
 
@@ -71,23 +74,70 @@ def test_a_member_of_a_package_brings_the_package(tmp_path):
     assert load(made.entry, unpacked).chute.name == "own"
 
 
+def test_what_git_ignores_stays_unless_it_is_imported(tmp_path):
+    project(
+        tmp_path,
+        {
+            ".git/HEAD": "",
+            ".gitignore": "*.bin\n*.csv\n/below/app/dumps/\n_version.py\n/below/app/old.txt\n",
+            "below/.gitignore": "!kept.csv\n/app/scratch.txt\n",
+            "below/app/__init__.py": "from ._version import version\n",
+            "below/app/_version.py": "version = '1'\n",
+            "below/app/mine.py": CHUTE.format(image="'i'", more=""),
+            "below/app/weights.bin": "x",
+            "below/app/lost.csv": "x",
+            "below/app/kept.csv": "x",
+            "below/app/old.txt": "x",
+            "below/app/scratch.txt": "x",
+            "below/app/dumps/kept.csv": "x",  # as git: a directory that is out stays out
+            "below/app/deep/.gitignore": "/local.txt\n",
+            "below/app/deep/local.txt": "x",
+            "below/app/deep/more/local.txt": "x",
+        },
+    )
+    made = bundle.make(load("app.mine:chute", tmp_path / "below"))
+    assert made.files == (
+        "app/__init__.py", "app/_version.py", "app/deep/.gitignore", "app/deep/more/local.txt",
+        "app/kept.csv", "app/mine.py",
+    )  # fmt: skip
+
+
+def test_a_project_in_a_directory_that_git_ignores_is_taken(tmp_path):
+    files = {"app/__init__.py": "", "app/mine.py": CHUTE.format(image="'i'", more=""), "app/words.txt": "w"}
+    project(tmp_path / "scratch", files)
+    project(tmp_path, {".git/HEAD": "", ".gitignore": "scratch/\n"})
+    made = bundle.make(load("app.mine:chute", tmp_path / "scratch"))
+    assert made.files == ("app/__init__.py", "app/mine.py", "app/words.txt")
+
+
 def test_files_that_the_image_adds_go_along_but_no_secrets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    image = "Image('tester', 'i', '1').add('data', '/app/data').add('id_rsa', '/root/.ssh/id_rsa')"
+    image = "Image('tester', 'i', '1').add('data', '/app/data')"
     project(
         tmp_path,
         {
             "my-chute.py": "from chutes.image import Image\n" + CHUTE.format(image=image, more=""),
             "data/words.txt": "hello",
             "data/server.pem": "key",
-            "id_rsa": "key",
+            "data/big.bin": "x",
+            ".dockerignore": "**/*.bin",
             ".gitignore": "data/\n",
         },
     )
+    (tmp_path / "data/link").symlink_to("server.pem")
     made = bundle.make(load("my-chute.py:chute"))
     assert made.files == ("data/words.txt", "my-chute.py")
-    assert made.left_out == ("data/server.pem", "id_rsa")
+    assert made.left_out == ("data/server.pem",)
     assert made.entry == "my-chute.py:chute"
+
+
+def test_a_secret_that_the_image_adds_by_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = "Image('tester', 'i', '1').add('id_rsa', '/root/.ssh/id_rsa')"
+    text = "from chutes.image import Image\n" + CHUTE.format(image=image, more="")
+    project(tmp_path, {"mine.py": text, "id_rsa": "key"})
+    with pytest.raises(InvalidSpec, match="'id_rsa' looks like a secret"):
+        bundle.make(load("mine:chute", tmp_path))
 
 
 def test_the_same_files_are_the_same_bytes(tmp_path):
@@ -97,6 +147,26 @@ def test_the_same_files_are_the_same_bytes(tmp_path):
     assert first.data == second.data
     (tmp_path / "b" / "mine.py").write_text(CHUTE.format(image="'i'", more="x = 1\n"))
     assert bundle.make(load("mine:chute", tmp_path / "b")).digest != first.digest
+
+
+def test_a_program_stays_one_and_the_builder_is_sent_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = "Image('tester', 'i', '1').add('tools', '/tools')"
+    text = "from chutes.image import Image\n" + CHUTE.format(image=image, more="")
+    project(tmp_path, {"mine.py": text, "tools/run.sh": "#!/bin/sh\n", "tools/words.txt": "w"})
+    plain = bundle.make(load("mine:chute", tmp_path)).digest
+    (tmp_path / "tools/run.sh").chmod(0o755)
+    loaded = load("mine:chute", tmp_path)
+    made = bundle.make(loaded)
+    assert made.digest != plain
+    unpacked = tmp_path / "elsewhere"
+    bundle.unpack(made.data, unpacked)
+    assert os.access(unpacked / "tools/run.sh", os.X_OK)
+    assert not (unpacked / "tools/words.txt").stat().st_mode & 0o111
+    image = loaded.chute.image
+    assert isinstance(image, Image)
+    text, added = str(image), image.added
+    assert gather(added).digest(text) == gather(added_by(text, unpacked)).digest(text)
 
 
 def test_too_large_names_the_largest(tmp_path, monkeypatch):

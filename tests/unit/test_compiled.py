@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import chutes
+from chutes import compiled
 
 THERE = "from chutes import compiled; print(compiled.there() is not None)"
 
@@ -66,3 +68,16 @@ def test_every_file_of_the_core_is_compiled_or_has_a_reason(checkout: Path) -> N
     found = {file.stem for file in (checkout / "chutes/gateway").glob("*.py")}
     named = run(checkout, "from chutes import compiled; print(*compiled.NAMES)").split()
     assert set(named) == found - left
+
+
+def test_a_build_is_named_after_all_that_the_core_takes_from_elsewhere() -> None:
+    source = Path(chutes.__file__).parent
+    taken: set[str] = set()
+    for name in compiled.NAMES:
+        for node in ast.walk(ast.parse((source / f"gateway/{name}.py").read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("chutes"):
+                taken |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = {module.removeprefix("chutes.").replace(".", "/") for module in taken}
+    files = {file for file in files if (source / f"{file}.py").is_file()}
+    core = {f"gateway/{name}" for name in compiled.NAMES}
+    assert files - core == set(compiled.NEEDED)

@@ -194,6 +194,7 @@ class TestGateway:
         assert order.head.startswith(b"POST /v1/chat/completions")
         assert b"stream_options" not in order.body
         assert b'"Own"' in order.body
+        assert not order.repeatable
 
     @pytest.mark.parametrize(
         ("method", "path", "key", "status"),

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chutes.image import Image
-from chutes.image.context import gather
+from chutes.image.context import added_by, gather
 
 
 def image() -> Image:
@@ -394,8 +394,29 @@ class TestContext:
         assert list(context.files) == ["app/data/big.bin", "app/data/small.txt", "app/link", "app/main.py"]
         assert context.left_out == ["app/.env", "app/.git", "app/__pycache__", "app/key.pem"]
 
-    def test_a_secret_that_is_named_travels(self):
-        assert self.names(image().add(".env", "/app")) == [".env"]
+    @pytest.mark.parametrize(
+        "name", [".aws/credentials", ".npmrc", ".git-credentials", "service-account-1.json", "Server.PEM"]
+    )
+    def test_credentials_of_every_kind_stay(self, name):
+        (self.root / name).parent.mkdir(exist_ok=True)
+        (self.root / name).write_text("token")
+        context = gather(image().add(".", "/app").added)
+        assert name not in context.files
+        assert name.split("/")[0] in context.left_out
+        assert name.split("/")[0] not in self.names(image().add("*", "/app/"))
+
+    def test_a_secret_that_is_named_is_refused(self):
+        with pytest.raises(AssertionError, match="looks like a secret"):
+            gather(image().add(".env", "/app").added)
+
+    @pytest.mark.parametrize("name", ["../secret.txt", "app/../../secret.txt", "..", "/etc/passwd"])
+    def test_a_dockerfile_reaches_nothing_outside(self, name):
+        (self.root.parent / "secret.txt").write_text("theirs")
+        with pytest.raises(AssertionError, match="outside of the build directory"):
+            gather(added_by(f"FROM a\nCOPY {name} /x", self.root))
+
+    def test_what_is_only_rubbish_by_its_name_travels_if_named(self):
+        assert self.names(image().add("app/.git", "/app/.git")) == ["app/.git/config"]
 
     def test_patterns_of_an_ignore_file(self):
         (self.root / ".dockerignore").write_text("# big things\n**/*.bin\napp/data\n!app/data/small.txt\n")

@@ -1,4 +1,4 @@
-"""What a snapshot leaves out: secrets, what can be made again, and what `.gitignore` names. Pure."""
+"""What is not sent: secrets, what can be made again, what a `.gitignore` names. Pure."""
 
 from __future__ import annotations
 
@@ -60,11 +60,12 @@ class Rules:
         """Whether `path`, or a directory that it lies in, is left out."""
         parts = path.split("/")
         return any(
-            self._verdict("/".join(parts[:n]), directory or n < len(parts)) for n in range(1, len(parts) + 1)
+            self.verdict("/".join(parts[:n]), directory or n < len(parts)) for n in range(1, len(parts) + 1)
         )
 
-    def _verdict(self, path: str, directory: bool) -> bool:
-        out = False
+    def verdict(self, path: str, directory: bool) -> bool | None:
+        """The same of `path` alone; None if no line speaks of it."""
+        out = None
         for pattern, only_directories, wanted in self._rules:
             if (directory or not only_directories) and pattern.fullmatch(path):
                 out = not wanted
