@@ -6,7 +6,6 @@ import inspect
 import logging
 import os
 import ssl
-import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ from chutes.chute.node_selector import NodeSelector
 from chutes.chute.passthrough import Passthrough
 from chutes.chute.runtime import UserCode
 from chutes.chute.serving import Observe, endpoints
-from chutes.chute.spec import ChuteSpec, EngineSpec
+from chutes.chute.spec import ChuteSpec, EngineSpec, uid_of
 from chutes.image import Image
 from chutes.util.context import is_remote
 
@@ -100,7 +99,7 @@ class Chute(FastAPI):
         super().__init__(**kwargs)
         self._username, self._name, self._image = username, name, image
         self._tagline, self._readme, self._standard_template = tagline, readme, standard_template
-        self._uid = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{username}::chute::{name}"))
+        self._uid = uid_of(username, name)
         self._node_selector = NodeSelector() if node_selector is None else node_selector
         self.revision = revision
         self.concurrency = concurrency

@@ -26,6 +26,7 @@ from fastapi.encoders import jsonable_encoder
 from chutes.chute.base import Chute
 from chutes.chute.instance import give_up, started
 from chutes.chute.job import Job
+from chutes.chute.spec import RESULT_BYTES
 
 LATE_SECONDS = 5.0  # after which code that blocks, and so cannot be cancelled, has had its chance
 HOOK_SECONDS = 60.0  # for shutdown hooks: the result is there already
@@ -101,6 +102,11 @@ def _write(directory: Path, outcome: dict[str, Any]) -> None:
         text = json.dumps(jsonable_encoder(said))
     except (TypeError, ValueError, RecursionError):
         text = json.dumps({**said, "result": repr(said.get("result"))})
+    if len(text) > RESULT_BYTES:
+        what = f"The result is {len(text)} bytes of JSON, {RESULT_BYTES} are kept: write it to output_dir."
+        # A character is up to 12 bytes of JSON.
+        detail = str(said.get("detail") or what)[: RESULT_BYTES // 16]
+        text = json.dumps({"status": "error", "detail": detail})
     draft = directory / "result.json.partial"
     draft.write_text(text)
     draft.replace(directory / "result.json")

@@ -7,6 +7,7 @@ the platform never runs an author's code in its own process.
 from __future__ import annotations
 
 import re
+import uuid
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer
@@ -50,6 +51,10 @@ class CordSpec(BaseModel):
     minimal_input_schema: dict[str, Any] | None = None
     output_schema: dict[str, Any] | None = None
     output_content_type: str | None = None
+
+
+RESULT_BYTES = 1 << 20
+"""Of what a job returns, as JSON: it is kept in memory and in the run's record. Files may be larger."""
 
 
 class JobSpec(BaseModel):
@@ -98,6 +103,24 @@ class ChuteSpec(BaseModel):
     def _only_what_was_set(self, selector: NodeSelector) -> dict[str, Any]:
         # What the author left open stays open on its way to the platform, which then plans it.
         return selector.model_dump(mode="json", exclude_unset=True)
+
+
+def uid_of(username: str, name: str) -> str:
+    """A chute's id, by the published formula."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{username}::chute::{name}"))
+
+
+def require_uid(spec: ChuteSpec) -> None:
+    """Insist that the id is the name's own: directories are made of it, and another is somebody else's.
+
+    Raises:
+        InvalidSpec: it is another.
+    """
+    uid = uid_of(spec.username, spec.name)
+    if spec.uid != uid:
+        raise InvalidSpec(
+            f"Chute {spec.name!r} of {spec.username!r} says that its uid is {spec.uid!r}.", f"It is {uid}."
+        )
 
 
 def require_revision(spec: ChuteSpec) -> None:

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import chutes
-from chutes.chute.spec import ChuteSpec
+from chutes.chute.spec import ChuteSpec, require_uid
 from chutes.control import api_own, api_usage, usage_query
 from chutes.control.deploying import Draft, check_arguments, draft
 from chutes.control.keys import Limits
@@ -111,6 +111,7 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
         return DeployView(draft=worked_out, chute=view(deployment), unchanged=unchanged)
 
     async def work_out(spec: ChuteSpec) -> Draft:
+        require_uid(spec)
         others = platform.gpus_of_others(spec.uid)
         promised = await asyncio.to_thread(platform.memory_promised, spec.uid)
         worked_out = await asyncio.to_thread(draft, spec, platform.config, others, promised)

@@ -93,7 +93,9 @@ def add(app: FastAPI, platform: Platform, logs: Logs) -> None:
     async def list_jobs(chute: str | None = None) -> list[Run]:
         wanted = platform.find(chute).chute_id if chute else None
         runs = [run for run in platform.jobs.runs.values() if wanted in (None, run.chute_id)]
-        return sorted(runs, key=lambda run: run.created_at)
+        # What went in and came out may be a megabyte each: `/jobs/{job_id}` tells.
+        short = [run.model_copy(update={"args": {}, "result": None}) for run in runs]
+        return sorted(short, key=lambda run: run.created_at)
 
     @app.get("/jobs/{job_id}")
     async def job(job_id: str) -> Run:
@@ -122,5 +124,5 @@ def add(app: FastAPI, platform: Platform, logs: Logs) -> None:
                 f"Run {job_id} left no file {path!r}.", f"`chutes jobs files {job_id}` shows them."
             )
         return FileResponse(
-            platform.jobs.directory(job_id) / "output" / path, media_type="application/octet-stream"
+            platform.jobs.work(job_id) / "output" / path, media_type="application/octet-stream"
         )

@@ -1,15 +1,19 @@
 """Runs of jobs as processes: each its own, under a minder, in its chute's environment.
 
-Kept under `Config.jobs`, one directory a run: `run.json` (the record), `log`, `output/`. A run does not
-survive the platform, its record does.
+Kept under `Config.jobs`, one directory a run: `run.json` (the record), `log`, and `work/`, all that the job
+itself is given, in a container too: `args.json`, `result.json`, `output/`. What lies there is believed as
+little as any other input. A run does not survive the platform, its record does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -18,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from chutes.chute.spec import JobSpec
+from chutes.chute.spec import RESULT_BYTES, JobSpec
 from chutes.config import Config
 from chutes.control import jobs
 from chutes.control.jobs import File, Run, Status
@@ -26,11 +30,12 @@ from chutes.control.reconcile import Deployment
 from chutes.control.running import write_private
 from chutes.engine import registry
 from chutes.engine.command import inherited
-from chutes.engine.contained import MOUNTS
+from chutes.engine.contained import MOUNTS, meant
 from chutes.engine.diagnosis import diagnose
 from chutes.engine.process import EngineProcess, free_port, place_of, tail
 from chutes.engine.python import environment, unpack_bundle
 from chutes.exception import ChutesError, InvalidSpec, NotFound
+from chutes.util.waiting import to_the_end
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +63,19 @@ class JobRuns:
             except (OSError, ValidationError) as error:
                 log.warning("%s is not read: %s", path, error)
                 continue
+            if run.job_id != path.parent.name:  # directories are made of it, and removed
+                log.warning("%s is not read: it calls itself %r", path, run.job_id)
+                continue
             self.runs[run.job_id] = run
             if not run.status.over:
                 self._save(jobs.lost(run, time.time()))
 
     def directory(self, job_id: str) -> Path:
         return self.config.jobs / job_id
+
+    def work(self, job_id: str) -> Path:
+        """What is the job's own to write of a run's directory."""
+        return self.directory(job_id) / "work"
 
     def find(self, job_id: str) -> Run:
         """Raises NotFound."""
@@ -89,10 +101,10 @@ class JobRuns:
             args=args,
             created_at=time.time(),
         )
-        directory = self.directory(run.job_id)
-        (directory / "output").mkdir(parents=True)
-        directory.chmod(0o700)
-        (directory / "args.json").write_text(text)
+        work = self.work(run.job_id)
+        (work / "output").mkdir(parents=True)
+        work.parent.chmod(0o700)
+        (work / "args.json").write_text(text)
         self._deployments[run.job_id] = deployment
         self._save(run)
         self._start_some()
@@ -163,7 +175,14 @@ class JobRuns:
         except Exception as error:
             log.exception("run %s of job %s failed", run.job_id, run.method)
             why = f"{type(error).__name__}: {error}. This is a fault in chutes: please report it."
-        self._save(await asyncio.to_thread(self._ended, self.runs[run.job_id], job, why, late))
+        # Whatever fails from here on, and whoever cancels it now: it is over, and others wait for its place.
+        ended, _ = await to_the_end(
+            asyncio.to_thread(self._surely_ended, self.runs[run.job_id], job, why, late)
+        )
+        try:
+            self._save(ended)
+        except OSError:
+            log.exception("the end of run %s is not recorded", run.job_id)
         self._tasks.pop(run.job_id, None)
         self._deployments.pop(run.job_id, None)
         for job_id in jobs.to_forget(self.runs.values()):
@@ -178,9 +197,9 @@ class JobRuns:
         python = await engine.prepare(spec, plan, self.config, lambda what, done, total: None)
         place = place_of(self.config.home, f"job-{run.job_id}")
         await asyncio.to_thread(unpack_bundle, spec, self.config, place)
-        directory = self.directory(run.job_id)
-        variables = {**inherited(), **self._secrets_of(deployment), **environment(spec)}
-        variables[MOUNTS] = str(directory)  # for a job in a container
+        directory, work = self.directory(run.job_id), self.work(run.job_id)
+        variables = {**self._secrets_of(deployment), **environment(spec)}
+        variables[MOUNTS] = str(work)  # for a job in a container
         for port in run.ports:
             # The published names: protocol and the number that was asked for.
             variables[f"CHUTES_PORT_{port['proto'].upper()}_{port['port']}"] = str(port["number"])
@@ -188,7 +207,8 @@ class JobRuns:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, plan.gpus))
             variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         command = [str(python), "-m", MODULE, "--ref", spec.entry, "--job", job.name]
-        command += ["--directory", str(directory), "--startup-seconds", str(self.config.startup_seconds)]
+        command += ["--directory", str(work), "--startup-seconds", str(self.config.startup_seconds)]
+        variables = {**inherited(), **meant(variables)}
         process = await EngineProcess.start(command, variables, directory / "log", place)
         limit = self.config.startup_seconds + job.timeout + LATE_SECONDS if job.timeout else None
         try:
@@ -201,15 +221,25 @@ class JobRuns:
         reason = diagnose(tail(directory / "log", LOG_TAIL_BYTES), code, own_code=True)
         return f"{reason.summary} See `chutes jobs logs {run.job_id}`.", False
 
+    def _surely_ended(self, run: Run, job: JobSpec, why: str, late: bool) -> Run:
+        """The same as `_ended`, of whatever the job left, names and texts that cannot be recorded too."""
+        try:
+            ended = self._ended(run, job, why, late)
+            ended.model_dump_json()
+        except Exception as error:
+            log.exception("what run %s of job %s left cannot be read", run.job_id, run.method)
+            said = {"status": "error", "detail": f"What the job left cannot be read: {error!r}"}
+            return jobs.ended(run, said, "", time.time())
+        return ended
+
     def _ended(self, run: Run, job: JobSpec, why: str, late: bool) -> Run:
         """The run as its process left it. Blocking: looks through its files."""
-        directory = self.directory(run.job_id)
-        try:
-            outcome = json.loads((directory / "result.json").read_text())
-        except (OSError, ValueError):
-            outcome = None
-        run = jobs.ended(run, outcome, why, time.time(), late)
-        output = directory / "output"
+        work = self.work(run.job_id)
+        run = jobs.ended(run, _outcome(work / "result.json"), why, time.time(), late)
+        output = work / "output"
+        if output.is_symlink():  # whose files they are, nobody knows: none is listed, and none removed
+            detail = "The job replaced its output directory by a link: nothing in it is kept."
+            return run.model_copy(update={"status": Status.ERROR, "result": None, "detail": detail})
         found = [
             File(path=path.relative_to(output).as_posix(), size=path.lstat().st_size)
             for path in sorted(output.rglob("*"))
@@ -217,9 +247,24 @@ class JobRuns:
         ]
         kept, left_out = jobs.choose_files(found) if job.upload else ([], [file.path for file in found])
         for name in left_out:
-            (output / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (output / name).unlink()
         log.info("run %s of job %s of %s: %s", run.job_id, run.method, run.chute, run.status)
         return run.model_copy(update={"files": kept, "left_out": left_out if job.upload else []})
+
+
+def _outcome(path: Path) -> dict[str, Any] | None:
+    """What a job wrote of its end; None if that is nothing that can be read. A link, a pipe, or more than a
+    job writes is not."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > RESULT_BYTES:
+                return None
+            said = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def _job(deployment: Deployment, name: str) -> JobSpec:

@@ -5,8 +5,8 @@ under the minder, and is three things to the container:
 
 - its input. Environment variables go in through it, and it is held open: whatever ends this process closes
   it, and the container ends itself (`inside/lifeline.py`).
-- its name, written into the instance's directory: what even that does not reach, because the container hangs,
-  is removed by it. `process.sweep` looks there, after any death of ours.
+- its name, noted beside the instance's directory, where the container cannot write: what even that does not
+  reach, because the container hangs, is removed by it. `process.sweep` looks there, after any death of ours.
 - its exit status.
 
 Run as a script with `python -I -S`, standard library only, for the same reason as the minder.
@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -25,7 +26,9 @@ import sys
 import time
 from pathlib import Path
 
+ENGINES = ("docker", "podman")
 NOTE = "container.json"
+NAME = re.compile(r"chutes-[\w-]+-[0-9a-f]{8}")
 # Removing takes a tenth of a second; a daemon that does not answer must not hold up an end for long.
 REMOVE_SECONDS = 60.0
 REMOVE_TRIES = 3  # an engine that is itself just cleaning up after the container refuses for a moment
@@ -33,9 +36,11 @@ REMOVE_TRIES = 3  # an engine that is itself just cleaning up after the containe
 GPUS = "CUDA_VISIBLE_DEVICES"
 MOUNTS = "CHUTES_MOUNTS"
 """Environment variable: directories beside the working one that are needed inside, as PATH lists them."""
+MEANT = "CHUTES_MEANT"
+"""Environment variable: names of those that are for the container, whatever the machine's own are."""
 
 # Inside, devices are counted anew from 0.
-NOT_PASSED = (GPUS, "CUDA_DEVICE_ORDER", MOUNTS)
+NOT_PASSED = (GPUS, "CUDA_DEVICE_ORDER", MOUNTS, MEANT)
 
 
 def fingerprint(value):
@@ -43,12 +48,19 @@ def fingerprint(value):
     return hashlib.sha256(value.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
+def meant(variables):
+    """An instance's own variables, told from the machine's by name: a secret may have the same value."""
+    return {**variables, MEANT: " ".join(variables)}
+
+
 def passed(environ, host):
-    """The variables that are for the container: those that the machine has too, with that value, are not."""
+    """The variables that are for the container: those that are meant for it, and those that the machine has
+    not, or with another value."""
+    own = environ.get(MEANT, "").split()
     return {
         name: value
         for name, value in environ.items()
-        if name not in NOT_PASSED and host.get(name) != fingerprint(value)
+        if name not in NOT_PASSED and (name in own or host.get(name) != fingerprint(value))
     }
 
 
@@ -86,14 +98,24 @@ def command(settings, environ, place, name, arguments):
     ]
 
 
-def remove_noted(place):
-    """Remove the container that an instance's directory tells of, if it tells of one."""
-    note = Path(place, NOTE)
+def note_of(place):
+    """Where an instance's container is noted: beside its directory, which is the container's to write."""
+    return place.parent / f"{place.name}.{NOTE}"
+
+
+def remove_noted(note):
+    """Remove the container that a note tells of, if there is one. Nothing else can be asked for by a note."""
     with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
-        remove = json.loads(note.read_text())
+        engine, name = json.loads(note.read_text())
+        if engine not in ENGINES or not NAME.fullmatch(name):
+            raise ValueError(note)
         for _ in range(REMOVE_TRIES):
             done = subprocess.run(
-                remove, stdin=subprocess.DEVNULL, capture_output=True, timeout=REMOVE_SECONDS, check=False
+                [engine, "rm", "--force", name],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=REMOVE_SECONDS,
+                check=False,
             )
             if done.returncode == 0 or b"no such container" in done.stderr.lower():
                 break
@@ -108,21 +130,23 @@ def main():
         let_in(path)
     name = f"chutes-{place.name}-{secrets.token_hex(4)}"
     # Before the container is there: who is killed between the two leaves a name that nobody bears.
-    note = Path(f"{NOTE}.new")
-    note.write_text(json.dumps([settings["run"][0], "rm", "--force", name]))
-    note.replace(NOTE)
+    note = note_of(place)
+    draft = note.with_suffix(".new")
+    draft.write_text(json.dumps([settings["engine"], name]))
+    draft.replace(note)
     container = subprocess.Popen(
         command(settings, os.environ, place, name, sys.argv[2:]), stdin=subprocess.PIPE
     )
     lifeline = container.stdin
     assert lifeline is not None
     signal.signal(signal.SIGTERM, lambda *_: lifeline.close())
-    variables = {**settings["variables"], **passed(os.environ, settings["host"])}
+    mounted = os.pathsep.join(map(str, (place, *mounts(os.environ))))
+    variables = {**settings["variables"], **passed(os.environ, settings["host"]), MOUNTS: mounted}
     with contextlib.suppress(OSError, ValueError):  # it ended, or we were told to, before it heard this
         lifeline.write(json.dumps(variables).encode() + b"\n")
         lifeline.flush()
     code = container.wait()
-    remove_noted(place)
+    remove_noted(note)
     return code if code >= 0 else 128 - code
 
 

@@ -28,7 +28,7 @@ from chutes.image import Image
 from chutes.image.context import Context, added_by, gather
 
 PROGRAMS = ("docker", "podman", "buildah")
-RUNNERS = ("docker", "podman")
+RUNNERS = contained.ENGINES
 """buildah builds; it has no running containers with names."""
 
 DIGEST = "chutes.digest"

@@ -19,8 +19,9 @@ from typing import Any
 
 import psutil
 
-from chutes.engine.contained import NOTE, remove_noted
+from chutes.engine.contained import NOTE, note_of, remove_noted
 from chutes.exception import EngineFailed
+from chutes.util.waiting import to_the_end
 
 MINDER = Path(__file__).with_name("minder.py")
 MARK = "CHUTES_INSTANCE"
@@ -97,8 +98,8 @@ def _marks(process: psutil.Process) -> Iterator[str]:
 
 
 def sweep(place: Path) -> list[int]:
-    """Kill every process of `place` and below, those born meanwhile too, and remove containers that are noted
-    there; returns the pids."""
+    """Kill every process of `place` and below, those born meanwhile too, and remove their containers; returns
+    the pids."""
     killed: list[int] = []
     for _ in range(10):
         found = [process for process in found_in(place) if process.status() != psutil.STATUS_ZOMBIE]
@@ -112,8 +113,8 @@ def sweep(place: Path) -> list[int]:
             killed.append(process.pid)
         psutil.wait_procs(found, timeout=1)
     # Last: who asks for a container must be gone before it is looked for.
-    for note in (place / NOTE, *place.glob(f"*/{NOTE}")):
-        remove_noted(note.parent)
+    for note in (note_of(place), *place.glob(f"*.{NOTE}")):
+        remove_noted(note)
     return killed
 
 
@@ -182,14 +183,8 @@ class EngineProcess:
         Args:
             at_once: no grace: for an engine that has nothing to finish and may not even listen yet.
         """
-        stopping = asyncio.ensure_future(self._stop(at_once))
-        cancelled = False
-        while not stopping.done():
-            try:
-                await asyncio.shield(stopping)
-            except asyncio.CancelledError:
-                cancelled = True  # "stopped" must not be said while the tree still runs
-        stopping.result()
+        # "Stopped" must not be said while the tree still runs.
+        _, cancelled = await to_the_end(self._stop(at_once))
         if cancelled:
             raise asyncio.CancelledError
 

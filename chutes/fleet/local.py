@@ -14,6 +14,7 @@ from pathlib import Path
 from chutes.config import Config
 from chutes.engine import registry
 from chutes.engine.command import inherited
+from chutes.engine.contained import meant
 from chutes.engine.contract import Endpoint, Engine, Start
 from chutes.engine.diagnosis import Reason, diagnose
 from chutes.engine.lifecycle import Phase
@@ -185,7 +186,7 @@ class LocalFleet:
             variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # NVML's order; CUDA's own is fastest first
         process = await EngineProcess.start(
             engine.command(start),
-            {**inherited(), **launch.secrets, **variables},
+            {**inherited(), **meant({**launch.secrets, **variables})},
             self.log_path(launch.instance_id),
             place,
         )

@@ -191,3 +191,25 @@ def stubborn(self, output_dir: str):
     while not stubborn.job.cancel_event.is_set():  # pyright: ignore[reportFunctionMemberAccess]
         time.sleep(0.05)
     Path(output_dir, "noticed").write_text(json.dumps(True))
+
+
+@chute.job(upload=False)  # its files are removed
+async def naughty(self, output_dir: str, target: str):
+    out = Path(output_dir)
+    out.rmdir()
+    out.symlink_to(target)
+
+
+@chute.job()
+async def misnamed(self, output_dir: str):
+    Path(os.fsdecode(os.fsencode(output_dir) + b"/\xff.txt")).write_text("no UTF-8")
+
+
+@chute.job()
+async def verbose(self, output_dir: str, around: bool):
+    text = "x" * (2 << 20)
+    if around:  # the platform's own code, which would say so
+        said = {"status": "complete", "result": text}
+        Path(output_dir).with_name("result.json").write_text(json.dumps(said))
+        os._exit(3)
+    return text

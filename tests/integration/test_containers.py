@@ -265,6 +265,29 @@ class TestInstance:
         assert list((docker / "containers").iterdir()) == []
         assert not place.exists()
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root's files are given away")
+    async def test_what_root_made_is_its_directory_s_owner_s(self, docker, place, tmp_path, monkeypatch):
+        (beside := tmp_path / "job" / "work").mkdir(parents=True)
+        os.chown(beside, 12345, 12346)
+        (outside := tmp_path / "outside").write_text("")
+        monkeypatch.setattr(self, "more", {"CHUTES_MOUNTS": str(beside)}, raising=False)
+        code = f"""
+            import os, pathlib
+            work = pathlib.Path({str(beside)!r})
+            (work / "deep").mkdir()
+            (work / "deep" / "x").write_text("x")
+            (work / "link").symlink_to({str(outside)!r})
+            (work / "up").symlink_to("..")
+            print("CHUTES_MOUNTS" in os.environ, "ready", flush=True)
+        """
+        process = await self.started(place, code)
+        assert await process.wait() == 0
+        made = sorted(beside.rglob("*"))
+        assert [path.name for path in made] == ["deep", "x", "link", "up"]
+        assert {(path.lstat().st_uid, path.lstat().st_gid) for path in made} == {(12345, 12346)}
+        assert {path.stat().st_uid for path in (outside, beside.parent)} == {0}
+        assert "False ready" in tail(process.log, 4000)
+
     async def test_its_own_end_is_told(self, docker, place):
         process = await self.started(place, 'print("ready", flush=True); import sys; sys.exit(7)')
         assert await process.wait() == 7
@@ -300,6 +323,28 @@ class TestInstance:
         assert list((docker / "containers").iterdir()) == []
         assert [call["command"] for call in calls(docker, "rm")] == [["rm", "--force", container.name]]
         await process.wait()
+
+    async def test_what_it_writes_is_never_run_outside(self, docker, place, tmp_path):
+        told = json.dumps(["/bin/sh", "-c", f"echo got out > {tmp_path / 'evidence'}"])
+        process = await self.started(
+            place, f"open('container.json', 'w').write({told!r})\n{textwrap.dedent(self.WAIT.format(''))}"
+        )
+        assert (place / "container.json").exists()
+        await process.stop(at_once=True)
+        assert not (tmp_path / "evidence").exists()
+        assert list((docker / "containers").iterdir()) == []
+        assert not contained.note_of(place).exists()
+
+    @pytest.mark.parametrize(
+        "told",
+        [["/bin/rm", "chutes-a-01234567"], ["docker", "--config=/x"], ["docker", "chutes-a-01234567/x"]],
+    )
+    def test_a_note_removes_containers_of_ours_only(self, docker, tmp_path, told):
+        note = tmp_path / "a.container.json"
+        note.write_text(json.dumps(told))
+        contained.remove_noted(note)
+        assert note.exists()
+        assert not (docker / "calls.jsonl").exists()
 
     @pytest.mark.parametrize(
         "reference",
@@ -348,13 +393,14 @@ chute = Chute("tester", "where", image)
 
 @chute.cord(public_api_path="/where")
 async def where(self) -> dict:
-    return {"pid": os.getpid(), "host": os.environ.get("FROM_THE_HOST"), "secret": os.environ["MY_TOKEN"]}
+    told = {name: os.environ.get(name) for name in ("FROM_THE_HOST", "MY_TOKEN", "ON_BOTH_SIDES")}
+    return {"pid": os.getpid(), **told}
 
 
 @chute.job(timeout=60)
 async def write(self, **job) -> dict:
     (Path(job["output_dir"]) / "out.txt").write_text("out")
-    return {"pid": os.getpid()}
+    return {"shared": os.environ.get("ON_BOTH_SIDES")}
 """
 
 
@@ -366,8 +412,10 @@ def test_a_deployed_chute_lives_in_a_container_and_dies_with_its_platform(docker
             "PATH": os.environ["PATH"],
             "CHUTES_CONTAINERS": "docker",
             "FROM_THE_HOST": "not inside",
+            "ON_BOTH_SIDES": "the same",
         }
         kit.run("secrets", "create", "--purpose", "where", "--key", "MY_TOKEN", "--value", "two\nlines")
+        kit.run("secrets", "create", "--purpose", "where", "--key", "ON_BOTH_SIDES", "--value", "the same")
         dry = " ".join(kit.run("deploy", "own:chute", "--dry-run").stdout.split())
         assert "runs in a container of docker" in dry
         assert "not run: make all" not in dry
@@ -377,11 +425,17 @@ def test_a_deployed_chute_lives_in_a_container_and_dies_with_its_platform(docker
         )
         with urllib.request.urlopen(request, timeout=60) as response:
             told = json.loads(response.read())
-        assert (told["host"], told["secret"]) == (None, "two\nlines")
+        assert (told["FROM_THE_HOST"], told["MY_TOKEN"]) == (None, "two\nlines")
+        assert told["ON_BOTH_SIDES"] == "the same"  # a secret is one though the platform's shell has it too
         image = json.loads((docker / "images" / "chutes%tester%where:1.json").read_text())
         assert image["context"] == ["data/x.txt"]
-        kit.run("jobs", "run", "where", "write", "--wait")
-        assert len(calls(docker, "run")) == 2
+        ran = json.loads(kit.run("jobs", "run", "where", "write", "--wait", "--json").stdout)
+        assert ran["result"] == {"shared": "the same"}
+        _, job = calls(docker, "run")
+        mounted = [word.split(":")[-1] for word in job["command"] if word.startswith("--volume=")]
+        (record,) = (kit.home / "jobs").glob("*/run.json")
+        assert str(record.parent / "work") in mounted
+        assert not any(record.is_relative_to(path) for path in mounted)
         running = kit.running()
         assert running is not None
         os.kill(running["pid"], signal.SIGKILL)

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -316,14 +317,44 @@ def test_jobs_that_fail_and_jobs_that_are_stopped(kit):
     assert ran["detail"].startswith("no such thing\nTraceback")
     late = kit.run("jobs", "run", NAME, "slow", "--wait", "--json", code=1, timeout=90)
     assert json.loads(late.stdout)["status"] == "timeout"
-    assert "Its jobs: make, slow, fails, stubborn" in kit.run("jobs", "run", NAME, "nothing", code=1).stderr
+    unknown = kit.run("jobs", "run", NAME, "nothing", code=1)
+    assert "Its jobs: make, slow, fails, stubborn, naughty, misnamed, verbose" in unknown.stderr
     began = control(kit, "POST", f"/chutes/{NAME}/jobs/stubborn", {})["job_id"]
-    output = kit.home / "jobs" / began / "output"
+    output = kit.home / "jobs" / began / "work" / "output"
     until((output / "began").exists, 30)
     kit.run("jobs", "cancel", began)
     stopped = until(lambda: (one := control(kit, "GET", f"/jobs/{began}"))["status"] != "running" and one, 40)
     assert stopped["status"] in ("cancelled", "complete")  # it noticed and ended by itself
     assert "noticed" in [file["path"] for file in stopped["files"]]
+
+
+def test_a_job_has_no_hand_outside_its_directory(kit, tmp_path):
+    victim = tmp_path / "victim.txt"
+    victim.write_text("precious")
+    ran = control(kit, "POST", f"/chutes/{NAME}/jobs/naughty", {"target": str(tmp_path)})["job_id"]
+    ended = until(lambda: (one := control(kit, "GET", f"/jobs/{ran}"))["ended_at"] and one, 40)
+    assert (ended["status"], ended["files"]) == ("error", [])
+    assert "replaced its output directory by a link" in ended["detail"]
+    assert victim.read_text() == "precious"
+
+
+def test_a_job_that_leaves_what_cannot_be_recorded_is_over_all_the_same(kit):
+    failed = kit.run("jobs", "run", NAME, "misnamed", "--wait", "--json", code=1, timeout=60)
+    ran = json.loads(failed.stdout)
+    assert ran["status"] == "error"
+    assert "What the job left cannot be read" in ran["detail"]
+
+
+def test_a_result_is_bounded_and_not_in_the_list(kit):
+    for around, why in (("false", "write it to output_dir"), ("true", "status 3")):
+        failed = kit.run(
+            *("jobs", "run", NAME, "verbose", f"around={around}", "--wait", "--json"), code=1, timeout=60
+        )
+        ran = json.loads(failed.stdout)
+        assert (ran["status"], ran["result"], ran["args"]) == ("error", None, {"around": around == "true"})
+        assert why in ran["detail"]
+    listed = {one["job_id"]: one for one in control(kit, "GET", "/jobs/")}
+    assert listed[ran["job_id"]]["args"] == {}
 
 
 def test_new_code_is_a_new_version(kit, ask):
@@ -387,10 +418,21 @@ def test_cords_in_each_others_way(kit, cords, said):
     assert said in kit.run("deploy", "crossed:chute", "--yes", code=2).stderr
 
 
+def test_an_id_of_somebody_elses_is_refused(kit):
+    for uid in ("../../x", chute(kit)["chute_id"]):
+        spec = {"uid": uid, "username": "tester", "name": "other"}
+        for path in ("/chutes/", "/chutes/?dry_run=true"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                control(kit, "POST", path, {"spec": spec})
+            with refused.value as answer:
+                assert answer.status == 400
+                assert "says that its uid is" in answer.read().decode()
+
+
 def test_a_platform_that_dies_leaves_a_lost_run_and_no_process(kit):
     """Last: it takes the platform down."""
     began = control(kit, "POST", f"/chutes/{NAME}/jobs/stubborn", {})["job_id"]
-    until((kit.home / "jobs" / began / "output" / "began").exists, 30)
+    until((kit.home / "jobs" / began / "work" / "output" / "began").exists, 30)
     processes = kit.engine_tree()
     kit.control().send_signal(signal.SIGKILL)
     until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes), 60)
