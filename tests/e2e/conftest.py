@@ -12,7 +12,11 @@ from tests.integration.platform_kit import PlatformKit, platform
 ROOT = Path(__file__).parents[2]
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # A model of a family without documented parsers, and a template that lets a prompt tell what it was given.
-ENGINE_ARGS = f"--chat-template {ROOT}/tests/fixtures/litellm/chat_template.jinja --tool-call-parser hermes"
+ENGINE_ARGS = (
+    f"--chat-template {ROOT}/tests/fixtures/litellm/chat_template.jinja --tool-call-parser hermes "
+    # Examples that name no length would sometimes go on to the end of the context: minutes on a busy CPU.
+    """--override-generation-config '{"max_new_tokens": 1024}'"""
+)
 # The first run makes an environment of gigabytes and converts a model.
 DEPLOY_SECONDS = 1800
 

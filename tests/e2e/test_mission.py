@@ -80,7 +80,7 @@ class Script:
             env={**self.environment, **more},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -207,7 +207,7 @@ def proxy(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield port
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(120)
 
 
 def test_the_proxy_asked_by_litellm(script: Script, proxy: int) -> None:
@@ -224,7 +224,7 @@ def test_the_proxy_asked_by_litellm(script: Script, proxy: int) -> None:
 def test_the_proxy_asked_by_curl(proxy: int) -> None:
     command = block('<TabItem value="curl"').replace("0.0.0.0:4000", f"127.0.0.1:{proxy}")
     command = command.replace("<your-litellm-proxy-key>", PROXY_KEY)
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["choices"][0]["message"]["content"].strip()
