@@ -234,12 +234,14 @@ class Chute(FastAPI):
         if not self._needs_shutdown:
             return
         self._needs_shutdown = False
+        failed_in = self.stage  # of a start that failed: still the answer to where, when all is cleaned up
         for _, hook in sorted(self._shutdown_hooks, key=lambda entry: entry[0]):
             self.stage = f"shutdown hook {_called(hook)!r}"
             try:
                 await _run(hook, self)
             except Exception:
                 log.exception("%s failed", self.stage)
+        self.stage = failed_in
         if self._user_code is not None:
             self._user_code.close()
         await self._relay.close()

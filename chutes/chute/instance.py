@@ -131,6 +131,8 @@ async def started(
 
 
 def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, FileNotFoundError):  # what was not sent does not come by itself
+        return False
     return isinstance(error, (OSError, EOFError)) or any(
         word in kind.__name__ for kind in type(error).__mro__ for word in _PASSING
     )

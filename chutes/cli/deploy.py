@@ -79,7 +79,7 @@ def deploy(
     if view.unchanged and view.chute.phase == Phase.READY:
         output.note(f"{spec.name} runs in this very version already.")
         if not as_json:
-            output.say(f"{platform.url}/v1")
+            output.say(_address(platform, view.chute))
             return
     if not wait:
         output.document(_document(view)) if as_json else output.note(
@@ -237,9 +237,14 @@ def _command(worked_out: Draft) -> list[str]:
     return [f"{KV_SPACE}={space}"] * bool(space) + engine.command(start)
 
 
+def _address(platform: client.Platform, view: ChuteView) -> str:
+    """Where a chute is asked: of an author's own code by its slug, of a model by its name."""
+    return f"{platform.url}/v1" if view.model else f"{platform.url}/{view.slug}"
+
+
 def _invite_own(platform: client.Platform, view: ChuteView) -> None:
     """The same for an author's own code."""
-    base = f"{platform.url}/{view.slug}"
+    base = _address(platform, view)
     output.say(base)
     output.note(f"Its functions: {', '.join(view.public_paths) or 'none with a public path'}")
     output.note(f"In a browser: {base}/docs")
@@ -254,7 +259,7 @@ def _invite(platform: client.Platform, view: ChuteView) -> None:
     if not view.model:
         _invite_own(platform, view)
         return
-    output.say(f"{platform.url}/v1")
+    output.say(_address(platform, view))
     output.note("Try it:")
     if not platform.call("GET", "/api_keys/"):
         output.note("  export CHUTES_API_KEY=$(chutes keys create --name me)")

@@ -436,3 +436,23 @@ def test_the_published_names_are_where_they_were():
 
     assert (cord.Cord, job.Port, job.Job) == (Cord, Port, Job)
     assert all(isinstance(name, str) and ":" in name for name in (VLLM, SGLANG, DIFFUSION))
+
+
+async def test_a_failed_start_is_told_from_what_cleans_up_after_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CHUTES_EXECUTION_CONTEXT", "REMOTE")
+    cleaned: list[Chute] = []
+    chute = Chute("tester", "fails-at-start", image="python:3.12")
+
+    @chute.on_startup()
+    def start(self):
+        raise RuntimeError("no such device")
+
+    @chute.on_shutdown()
+    def stop(self):
+        cleaned.append(self)
+
+    with pytest.raises(RuntimeError, match="no such device"):
+        async with chute.router.lifespan_context(chute):
+            raise AssertionError("it must not get here")
+    assert cleaned == [chute]
+    assert chute.stage == "startup hook 'start'"
