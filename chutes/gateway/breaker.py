@@ -13,7 +13,8 @@ be the request's own fault, and clients repeat a failed request: only failures o
 a row count, and any success forgets them.
 
 When more than half of a chute's instances are left out, all are tried (Envoy's panic threshold): the fault is
-then more likely everybody's, or ours, and the last one standing must not be taken out as well.
+then more likely everybody's, or ours, and the last one standing must not be taken out as well. Those where
+nobody is there are not among them: each request would hear at once what the last one heard.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Health(NamedTuple):
     """How often in a row it was left out."""
     until: float = 0.0
     """Open: when it may be tried again. Half-open: when another one may try. Closed: since when."""
+    absent: bool = False
+    """The last connection to it could not be made."""
 
 
 HEALTHY: Final = Health()
@@ -53,7 +56,14 @@ def is_failure(status: int) -> bool:
 
 def unreachable(health: Health, now: float) -> Health:
     """After a connection that could not be made."""
-    return health if health.phase is Phase.OPEN else _opened(health, now)
+    if health.phase is Phase.OPEN and health.absent:
+        return health
+    return (health if health.phase is Phase.OPEN else _opened(health, now))._replace(absent=True)
+
+
+def reached(health: Health) -> Health:
+    """After a connection to one that was absent."""
+    return health._replace(absent=False)
 
 
 def failed(health: Health, request: int, now: float) -> Health:
@@ -92,14 +102,17 @@ def tried(health: Health, now: float) -> Health:
 
 
 def usable(healths: Sequence[Health], now: float) -> list[int] | None:
-    """Which of a chute's instances may get a request; None for all of them, which costs nearly nothing."""
+    """Which of a chute's instances may get a request, if any; None for all of them, which costs nearly
+    nothing."""
     if healths.count(HEALTHY) == len(healths):
         return None
     indexes = [
         index for index, health in enumerate(healths) if health.phase is Phase.CLOSED or now >= health.until
     ]
     left_out = len(healths) - len(indexes)
-    return None if not left_out or 2 * left_out > len(healths) else indexes
+    if 2 * left_out > len(healths):
+        indexes = [index for index, health in enumerate(healths) if not health.absent or now >= health.until]
+    return None if len(indexes) == len(healths) else indexes
 
 
 def _opened(health: Health, now: float) -> Health:

@@ -246,7 +246,7 @@ class Exchange:
                 self.give_up(refusal)
                 return
             self._order, group = order, order.group
-        if not group.instances:
+        if not group.present():
             why = Why.STARTING
             self._wake()
         try:
@@ -287,6 +287,8 @@ class Exchange:
             if self._instance is instance:
                 self._unreachable(instance, error)
             return
+        if instance.health.absent:
+            instance.health = breaker.reached(instance.health)
         if (
             self._instance is not instance
         ):  # over, but not cancelled, as a connection half made would leak; the next request has it
@@ -325,13 +327,22 @@ class Exchange:
                 group.serve(monotonic())
 
     def _unreachable(self, instance: Instance, error: Exception) -> None:
-        """No connection, so no harm done: any other instance will do."""
+        """No connection, so no harm done: any other instance will do, and the next one if there is none."""
         self._report(instance, f"cannot connect: {error or type(error).__name__}")
         instance.health = breaker.unreachable(instance.health, monotonic())
         self._release(reusable=False)
         self._avoid = (*self._avoid, instance)
-        if not self._another():
+        if self._another():
+            return
+        order = self._order
+        sent = self._broke or (self._renewed and not order.repeatable)
+        late = monotonic() - self._started >= limits.MISSED_SECONDS
+        if sent or late or order.only is not None or order.group.chute_id is None:
             self._fail(503, "upstream_unreachable", "cannot be reached")
+        else:
+            self._retries += 1
+            self._avoid = ()  # nothing has failed it: whichever is there first may have it
+            self._wait()
 
     def _break_off(self, error: str) -> None:
         """The engine failed after it had the order."""

@@ -264,7 +264,13 @@ class Group(Generic[Waiter]):
     def _usable(self, now: float, avoid: Sequence[Instance]) -> list[Instance]:
         left = [instance for instance in self.instances if instance not in avoid]
         usable = breaker.usable([instance.health for instance in left], now)
-        return [left[index] for index in usable] if usable else left
+        if usable is None or (not usable and self.chute_id is None):  # nobody waits for the control API
+            return left
+        return [left[index] for index in usable]
+
+    def present(self) -> bool:
+        """Whether there is an instance, and not just in the table."""
+        return any(not instance.health.absent for instance in self.instances)
 
     def room(self, now: float) -> Room:
         if not self.instances:

@@ -7,8 +7,10 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -25,6 +27,7 @@ from tests.integration.conftest import (
     exchange,
     route,
 )
+from tests.integration.platform_kit import port_for_test
 
 HTTP = "HTTP/1.1 200 OK\r\n"
 JSON = HTTP + "Content-Type: application/json\r\n"
@@ -311,11 +314,69 @@ def test_nobody_there(bench: Bench) -> None:
     assert bench.ask(False, prompt=prompt_for(bad, good)) == GOOD[False]
     record, lost = bench.record()
     assert (record.retries, record.instance_id, lost) == (1, good, [bad])
+
+
+def waiting(bench: Bench) -> Future[str]:
+    """The answer to a request that has met nobody and waits."""
+    made = ThreadPoolExecutor(1).submit(bench.ask, False)
+    assert isinstance(bench.worker.event(), wire.UpstreamLost)
+    assert not made.done()
+    return made
+
+
+def test_what_is_asked_of_an_instance_that_has_just_died_waits_for_the_next_one(bench: Bench) -> None:
+    bad, good = bench.names()
+    nobody = wire.Upstream(bad, "127.0.0.1", 1, "k", 5)
+    bench.good.reset(**raw(sized(TEXT), keep=True))
     bench.publish([route(nobody)])
-    message = "An instance of org/Model-X cannot be reached."
-    expected = refusal("503 Service Unavailable", "upstream_unreachable", message, "Retry-After: 1\r\n")
-    assert bench.ask(False) == expected
-    assert bench.record()[0].error == "upstream_unreachable"
+    answer = waiting(bench)
+    bench.publish([route(phase="waiting")])
+    assert not answer.done()
+    bench.publish([route(bench.good.upstream(good))])
+    assert answer.result(30) == GOOD[False]
+    record, _ = bench.record()
+    assert (record.status, record.instance_id, bench.tries()[1]) == (200, good, 1)
+    assert record.queued > 0
+
+
+def test_one_that_was_away_for_a_moment_is_asked_again(bench: Bench) -> None:
+    port = port_for_test()
+    bench.publish([route(wire.Upstream(bench.names()[0], "127.0.0.1", port, "k", 5))])
+    answers = [waiting(bench)]
+    answers.append(ThreadPoolExecutor(1).submit(bench.ask, False))  # behind the first, which has met nobody
+    engine = SyntheticEngine("--fake", json.dumps(raw(sized(TEXT), keep=True)), api_key="k", port=port)
+    try:
+        assert [answer.result(30) for answer in answers] == [GOOD[False]] * 2
+        assert engine.seen()["requests"] == 2
+    finally:
+        engine.stop()
+    assert eventually(lambda: bench.lost() is not None and len(bench.worker.records) == 2)
+    bench.worker.records = []
+
+
+def test_one_that_does_not_come_back_is_not_waited_for(bench: Bench) -> None:
+    bench.publish([route(wire.Upstream(bench.names()[0], "127.0.0.1", 1, "k", 5))])
+    answer = waiting(bench)
+    bench.publish([route(phase="failed", detail="It is out of memory.")])
+    assert '"code":"chute_not_ready"' in answer.result(30)
+    assert bench.record()[0].error == "chute_not_ready"
+
+
+def test_nobody_waits_for_ever_for_one_that_is_not_there() -> None:
+    nobody = wire.Upstream("nobody", "127.0.0.1", 1, "k", 5)
+    worker = GatewayWorker(MISSED_SECONDS=0.5)
+    try:
+        worker.publish(wire.Table([route(nobody)], KEYS))
+        worker.listening()
+        body = json.dumps({"model": MODEL}).encode()
+        status, headers, text = exchange(
+            worker.port, "POST", "/v1/completions", body, {"X-API-Key": USER, "X-Request-Id": "t-1"}
+        )
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert "An instance of org/Model-X cannot be reached." in text.decode()
+        assert worker.event() == wire.UpstreamLost("chute-x", "nobody", ANY)
+    finally:
+        assert "Traceback" not in worker.stop()
 
 
 @pytest.mark.parametrize("fake", [raw(five("500 No"), keep=True), raw("this is not HTTP\r\n\r\n")])

@@ -258,10 +258,6 @@ def test_a_refused_connection_costs_no_request(
     event = worker.event()
     assert isinstance(event, wire.UpstreamLost)
     assert event.instance_id == "nobody"
-    worker.publish(wire.Table([route(nobody)], KEYS))
-    assert eventually(lambda: chat(worker.port)[0] == 503)
-    status, headers, data = chat(worker.port)
-    assert (status, error_of(data)["code"], headers["retry-after"]) == (503, "upstream_unreachable", "1")
 
 
 def test_a_restarted_engine_is_met_on_a_fresh_connection(

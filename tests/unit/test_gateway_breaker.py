@@ -12,6 +12,7 @@ from chutes.gateway.breaker import (
     Phase,
     failed,
     is_failure,
+    reached,
     succeeded,
     tried,
     unreachable,
@@ -23,6 +24,14 @@ def may_try(health: Health, now: float) -> bool:
     """Whether it gets requests while two others are well."""
     indexes = usable([health, HEALTHY, HEALTHY], now)
     return indexes is None or 0 in indexes
+
+
+def opened(now: float) -> Health:
+    """One that is there and answered with too many failures."""
+    health = HEALTHY
+    for request in range(limits.BREAKER_FAILURES):
+        health = failed(health, request, now)
+    return health
 
 
 def test_a_refused_connection_leaves_it_out_for_a_second_and_then_one_request_tries() -> None:
@@ -85,12 +94,24 @@ def test_a_try_that_never_tells_how_it_went_blocks_the_next_for_a_while_only() -
 
 
 def test_the_last_one_standing_and_any_majority_are_never_left_out() -> None:
-    sick = unreachable(HEALTHY, 0.0)
+    sick = opened(0.0)
     assert usable([sick], 0.1) is None
     assert usable([sick, HEALTHY], 0.1) == [1]
     assert usable([sick, sick], 0.1) is None
     assert usable([sick, sick, HEALTHY], 0.1) is None
     assert usable([sick, sick, HEALTHY, HEALTHY], 0.1) == [2, 3]
+
+
+def test_nobody_is_sent_where_nobody_is_there_until_one_may_look_again() -> None:
+    absent = unreachable(HEALTHY, 0.0)
+    assert usable([absent], 0.1) == []
+    assert usable([absent, opened(0.0), absent], 0.1) == [1]
+    assert usable([absent, absent, HEALTHY], 0.1) == [2]
+    assert usable([absent], 1.0) is None
+    looking = tried(absent, 1.0)
+    assert usable([looking], 1.1) == []
+    assert usable([reached(looking)], 1.1) is None, "a long answer does not hold up the others"
+    assert usable([unreachable(opened(0.0), 0.1)], 0.2) == []
 
 
 def test_which_answers_speak_against_an_instance() -> None:
@@ -132,7 +153,7 @@ def test_it_is_never_left_out_for_more_than_thirty_seconds_and_always_comes_back
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
 def test_at_least_half_of_the_instances_are_always_usable(sick: list[bool]) -> None:
-    left_out = unreachable(HEALTHY, 0.0)
+    left_out = opened(0.0)
     indexes = usable([left_out if is_sick else HEALTHY for is_sick in sick], 0.5)
     count = len(sick) if indexes is None else len(indexes)
     assert 2 * count >= len(sick)
