@@ -11,6 +11,15 @@ import hashlib
 
 import msgspec
 
+OWN_PATHS = frozenset(
+    {
+        *("api_keys", "bundles", "chutes", "health", "instances", "jobs", "metrics", "model_aliases"),
+        *("models", "ping", "prices", "secrets", "shutdown", "usage"),
+    }
+)
+"""First segments of the platform's own paths: no chute has one of them as its slug. What is below any other
+is nobody's, or a chute's."""
+
 
 class Upstream(msgspec.Struct, frozen=True):
     """One ready instance of a chute, or the control API itself."""

@@ -41,7 +41,7 @@ from chutes.control.reconcile import (
     World,
     step,
 )
-from chutes.control.routes import OWN_PATHS, current, table
+from chutes.control.routes import current, table
 from chutes.control.secrets import Secret
 from chutes.control.store import Store
 from chutes.control.usage import UsageStore
@@ -51,7 +51,7 @@ from chutes.engine.process import place_of, private_memory
 from chutes.exception import AlreadyExists, DoesNotFit, InvalidSpec, NotFound
 from chutes.fleet.base import Launch, Report
 from chutes.fleet.local import LocalFleet
-from chutes.wire import Key, Price, Table, Upstream, UpstreamLost, Usage
+from chutes.wire import OWN_PATHS, Key, Price, Table, Upstream, UpstreamLost, Usage
 
 log = logging.getLogger(__name__)
 

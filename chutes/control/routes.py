@@ -9,13 +9,7 @@ from chutes.chute.spec import ChuteSpec
 from chutes.control.listing import Listing
 from chutes.control.reconcile import Deployment, Instance, World
 from chutes.engine.lifecycle import Phase
-from chutes.wire import Key, Route, Table, Upstream
-
-OWN_PATHS = {
-    "api_keys", "bundles", "chutes", "health", "instances", "jobs", "metrics", "model_aliases", "models",
-    "ping", "prices", "secrets", "shutdown", "usage",
-}  # fmt: skip
-"""First segments of the platform's own paths."""
+from chutes.wire import OWN_PATHS, Key, Route, Table, Upstream
 
 BETWEEN_TRIES = "waiting"
 """What clients and users see as the phase of a chute whose instance failed and whose next one is due:

@@ -39,6 +39,9 @@ MAX_NAMES = 16
 MAX_MODEL_CHARS = 2000
 """Bounds on a list of names; the published platform's aliases stand for up to 20 chutes, of 64 characters."""
 
+MAX_HINTS = 5
+"""Slugs that are named to somebody who missed one."""
+
 PROVIDER = "chutes/"
 """LiteLLM's prefix for this provider. It takes it off itself; other clients copy it from its
 documentation."""
@@ -220,6 +223,26 @@ class Routes:
         destination = self._called.get(id_)
         inner = destination.calls.get(slash + function) if destination is not None else None
         return None if destination is None or inner is None else (destination, inner)
+
+    def no_such_address(self, path: bytes, key: wire.Key) -> Refusal:
+        """The refusal for a path that is neither a chute's nor the platform's, naming what it may have meant
+        (only what the key may see)."""
+        if path.startswith(b"/v1/"):
+            return no_such_path(path, None)
+        slugs = {route.slug: route for route in self.visible(key) if route.slug}
+        spelled = path.decode("ascii", "replace")
+        slug, _, rest = spelled[1:129].partition("/")
+        if slug in slugs:
+            return no_such_path(path, slugs[slug])
+        near = near_matches(slug, slugs)
+        if near:
+            hint = f"Did you mean {' or '.join(f'/{one}/{rest}' for one in near)}?"
+        elif slugs:
+            more = ", …" if len(slugs) > MAX_HINTS else ""
+            hint = f"Chutes are below /{', /'.join(sorted(slugs)[:MAX_HINTS])}{more}; `chutes ps` shows them."
+        else:
+            hint = "GET /v1/models lists the chutes."
+        return Refusal(404, "path_not_found", f"There is nothing at {_short(spelled)}.", hint)
 
     def visible(self, key: wire.Key) -> list[wire.Route]:
         """The routes that a key may invoke."""

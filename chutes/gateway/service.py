@@ -40,6 +40,8 @@ FROM_ELSEWHERE = (b"origin", b"forwarded", b"x-forwarded-for", b"x-real-ip", b"v
 POST = (b"POST",)
 DOCS_PATH = agreed.PAGES[0].encode()
 
+CONTROL_SEGMENTS = frozenset(segment.encode() for segment in wire.OWN_PATHS)
+
 STATIC = {b"/": answers.WELCOME, b"/ping": answers.PING, b"/health": answers.HEALTHY}
 NOBODY = wire.Key(key_id="", digest="")
 """Whose requests those are that need no key."""
@@ -104,7 +106,8 @@ class Service:
             request.standing = standing
             return standing
         allowed = POST if destination is None else destination.methods.get(inner, POST)
-        if inference and method not in allowed:
+        there = destination is None or inner in destination.inner or inner in destination.methods
+        if inference and there and method not in allowed:
             raise _wrong_method(b", ".join(allowed))
         if not inference and _is_ours(path):
             return self._from_memory(request, now)
@@ -116,9 +119,13 @@ class Service:
         ):
             return answers.DOCS
         key = self._access.identify(request.credential, now)
+        if destination is not None and not there:
+            if not may_invoke(key, destination.route.chute_id):
+                raise _not_allowed(destination.route)
+            raise no_such_path(inner, destination.route)
+        if not inference and not _is_controls(path):
+            raise self._routes.no_such_address(path, key)
         if not inference and not key.admin:
-            if path.startswith(b"/v1/"):
-                raise no_such_path(path, None)
             raise Refusal(
                 403,
                 "admin_key_needed",
@@ -309,6 +316,11 @@ class Service:
 def _is_ours(path: bytes) -> bool:
     """Whether this path is answered from memory."""
     return path in STATIC or path in MODELS_PATHS or path.startswith(MODEL_PREFIXES)
+
+
+def _is_controls(path: bytes) -> bool:
+    """Whether the control API may know this path."""
+    return path[1:].partition(b"/")[0] in CONTROL_SEGMENTS
 
 
 def _is_kept(destination: Destination, inner: bytes) -> bool:

@@ -204,6 +204,14 @@ class TestGateway:
             ("POST", "/tester-own/openapi.json", "all", 405),
             ("GET", "/tester-own/openapi.json", "", 401),
             ("POST", "/tester-own/nothing", "all", 404),
+            ("GET", "/tester-own/nothing", "all", 404),
+            ("GET", "/tester-own/v1/embeddings", "all", 404),
+            ("GET", "/tester-own/nothing", "no", 403),
+            ("GET", "/tester-own/nothing", "", 401),
+            ("GET", "/tester-own", "all", 404),
+            ("POST", "/tester-onw/say", "all", 404),
+            ("POST", "/docs", "all", 404),
+            ("POST", "/tester-own/docs", "all", 405),
             ("POST", "/tester-own/say", "no", 403),
             ("POST", "/chutes/{id}/say", "no", 403),
             ("POST", "/chutes/{id}/say", "", 401),
@@ -217,6 +225,22 @@ class TestGateway:
         with pytest.raises(Refusal) as refused:
             self.ask(service, method, path.format(id=self.id), key=key)
         assert refused.value.status == status
+
+    @pytest.mark.parametrize(
+        ("path", "key", "said"),
+        [
+            ("/tester-onw/say", "all", "Did you mean /tester-own/say?"),
+            ("/elsewhere/say", "all", "Chutes are below /tester-own; `chutes ps` shows them."),
+            ("/tester-own", "all", "It serves /chutes, /openapi.json, /say, "),
+            ("/tester-own/sya", "all", "It serves /chutes, /openapi.json, /say, "),
+            ("/tester-onw/say", "no", "GET /v1/models lists the chutes."),
+        ],
+    )
+    def test_a_wrong_address_is_told_what_there_is(self, service, path, key, said):
+        with pytest.raises(Refusal) as refused:
+            self.ask(service, "POST", path, key=key)
+        assert (refused.value.status, refused.value.code) == (404, "path_not_found")
+        assert said in refused.value.fix
 
     def test_the_page_wants_no_key(self, service):
         page = self.ask(service, "GET", "/tester-own/docs", key="")
@@ -243,6 +267,24 @@ def test_openapi_of_a_pair_and_of_plain_parameters():
     assert say["get"]["parameters"] == [
         {"name": "n", "in": "query", "required": False, "schema": {"type": "integer"}}
     ]
+
+
+def test_the_control_api_has_no_path_that_the_gateway_does_not_know(tmp_path):
+    from fastapi.routing import APIRoute
+
+    from chutes import config
+    from chutes.control.api import make
+    from chutes.control.platform import Platform
+    from chutes.wire import OWN_PATHS, Upstream
+
+    settings = config.load({"CHUTES_HOME": str(tmp_path)})
+    tmp_path.joinpath("logs").mkdir()
+    platform = Platform(settings, Upstream("control", "127.0.0.1", 1, "k"))
+    app = make(platform, "token", lambda: None)
+    platform.meter.close()
+    platform.store.close()
+    found = {route.path.split("/")[1] for route in app.routes if isinstance(route, APIRoute)}
+    assert {"chutes", "jobs", "metrics"} <= found <= OWN_PATHS
 
 
 class TestSecrets:
