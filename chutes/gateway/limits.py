@@ -45,6 +45,8 @@ READER_STALL_SECONDS: Final = 120
 """A client that takes nothing while we have an answer for it; its engine is held up that long."""
 ANSWER_SECONDS: Final = 1800
 """An engine's silence: a long non-streamed answer is one silence, and the published platform's bound."""
+KEPT_AT_ONCE: Final = 64
+"""Pictures that one instance is asked for at once, beside what it draws: whoever has a URL needs no key."""
 CONNECT_SECONDS: Final = 5
 """For a TCP connection to an instance; across a data centre it takes 1 ms."""
 UPSTREAM_IDLE_SECONDS: Final = 4

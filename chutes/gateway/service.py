@@ -17,7 +17,7 @@ from chutes import wire
 from chutes.board import Board
 from chutes.chute import agreed
 from chutes.config import is_loopback
-from chutes.gateway import answers
+from chutes.gateway import answers, limits
 from chutes.gateway.access import Access, check_expiry, may_invoke
 from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import prefix_key
@@ -288,6 +288,9 @@ class Service:
         found = next((one for one in group.instances if one.upstream.instance_id == owner), None)
         if found is None:
             raise Refusal(404, "no_such_image", "There is no such picture here (any more).")
+        if found.in_flight >= (group.capacity or 0) + limits.KEPT_AT_ONCE:
+            message = f"{limits.KEPT_AT_ONCE} pictures are being fetched already."
+            raise Refusal(429, "too_many_pictures", message, "Try again.", headers=b"Retry-After: 1\r\n")
         fields = standing.fields.removeprefix(JSON_BODY)
         head = b"GET %b HTTP/1.1\r\n%b" % (standing.inner, fields)
         order = Order(standing, group, route.name, head, b"")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from chutes import wire
 from chutes.board import Board
+from chutes.gateway import limits
 from chutes.gateway.answers import Answer, Refusal
 from chutes.gateway.balance import least_loaded
 from chutes.gateway.exchange import Exchange
@@ -356,6 +357,16 @@ def test_a_picture_is_fetched_without_a_key_from_the_instance_that_has_it(drawin
         assert "abc" not in order.standing.path  # it is as good as a key, and paths are logged
     refusal = refused(drawing, "/me-draws/images/i-9.abc", method="GET", auth="", body=b"")
     assert (refusal.status, refusal.code) == (404, "no_such_image")
+
+
+def test_only_so_many_pictures_are_fetched_at_once(drawing: Service) -> None:
+    first = drawing.upstreams.group("id-draws").instances[0]
+    for _ in range(limits.KEPT_AT_ONCE):
+        first.begin()
+    refusal = refused(drawing, "/me-draws/images/i-1.abc", method="GET", auth="", body=b"")
+    assert (refusal.status, refusal.code) == (429, "too_many_pictures")
+    first.end()
+    assert isinstance(ask(drawing, "/me-draws/images/i-1.abc", method="GET", auth="", body=b""), Order)
 
 
 def test_nothing_else_is_fetched_so(drawing: Service) -> None:
