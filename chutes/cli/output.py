@@ -102,7 +102,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         drawn = Table(box=None, pad_edge=False, header_style="bold")
         for name in head:
             # A name is there to be copied: it is never cut. Long remarks wrap.
-            drawn.add_column(name, no_wrap=name == "NAME", overflow="fold")
+            drawn.add_column(name, no_wrap=name in ("NAME", "SLUG"), overflow="fold")
         for row in rows:
             drawn.add_row(*map(escape, row))
         Console().print(drawn)

@@ -78,7 +78,7 @@ def ps(as_json: bool) -> None:
         output.note("Nothing is deployed. Try: chutes deploy templates.vllm_chute:chute")
         return
     output.table(
-        ["NAME", "KIND", "PHASE", "SINCE", "ENGINE", "ON", "$/M", "WHAT"],
+        ["NAME", "KIND", "SLUG", "PHASE", "SINCE", "ENGINE", "ON", "$/M", "WHAT"],
         [_row(view, time.time()) for view in views],
     )
 
@@ -86,8 +86,10 @@ def ps(as_json: bool) -> None:
 def _row(view: ChuteView, now: float) -> list[str]:
     instance, price = view.instance, view.price
     cost = f"{price.prompt:g}/{price.completion:g}" if price else "-"
+    # Where an author's own is asked; a model is asked by its name.
+    slug = view.slug if view.kind == "own" else "-"
     if instance is None:
-        return [view.name, view.kind, view.phase, "", view.engine, view.accelerator, cost, ""]
+        return [view.name, view.kind, slug, view.phase, "", view.engine, view.accelerator, cost, ""]
     what = textwrap.shorten(instance.reason or instance.detail, WHAT_CHARACTERS, placeholder=" …")
     if instance.total:
         what += f" {instance.done / instance.total:.0%}"
@@ -96,7 +98,7 @@ def _row(view: ChuteView, now: float) -> list[str]:
     if view.given_up:
         what += " Not tried again until it is deployed again."
     since = output.age(now - instance.changed_at)
-    return [view.name, view.kind, view.phase, since, view.engine, view.accelerator, cost, what]
+    return [view.name, view.kind, slug, view.phase, since, view.engine, view.accelerator, cost, what]
 
 
 def logs(name: str, follow: bool, lines: int) -> None:
