@@ -12,7 +12,7 @@ from typing import Any
 from chutes import config as settings
 from chutes.cli import client, output
 from chutes.control.jobs import Status
-from chutes.exception import ChutesError, NotFound, UsageError
+from chutes.exception import AlreadyExists, ChutesError, NotFound, UsageError
 
 POLL_SECONDS = 0.5
 
@@ -120,17 +120,27 @@ def files(job_id: str, as_json: bool) -> None:
         output.note(f"not kept, as the files were too many or too large: {path}")
 
 
-def download(job_id: str, path: str | None, to: Path) -> None:
-    """One file of a run, or all of them, below the directory `to`."""
+def download(job_id: str, path: str | None, to: Path, force: bool) -> None:
+    """One file of a run, or all of them, below the directory `to`.
+
+    Args:
+        force: write over what is there.
+    """
     platform = client.connect(settings.load())
     one = platform.call("GET", client.named("jobs", job_id))
     names = [file["path"] for file in one["files"]]
     if path is not None and path not in names:
         raise NotFound(f"Run {job_id} left no file {path!r}.", f"It left {', '.join(names) or 'none'}.")
-    for name in names if path is None else [path]:
-        target = (to / name).resolve()
+    targets = {name: (to / name).resolve() for name in (names if path is None else [path])}
+    for name, target in targets.items():
         if not target.is_relative_to(to.resolve()):
             raise ChutesError(f"{name!r} would be written outside of {to}.")
+        if target.exists() and not force:
+            raise AlreadyExists(
+                f"{target} is there already; nothing was downloaded.",
+                "Choose another directory with --to, or --force to write over it.",
+            )
+    for name, target in targets.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         platform.download(client.named("jobs", job_id, "download", *name.split("/")), target)
         output.say(str(target))

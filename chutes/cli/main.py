@@ -490,11 +490,12 @@ def jobs_download(
     run: Run,
     path: Annotated[str | None, typer.Argument(help="One file; default: all.")] = None,
     to: Annotated[Path, typer.Option(help="Directory to put them in.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
 ) -> None:
     """Bring a run's files here."""
     from chutes.cli import jobs as command
 
-    command.download(run, path, to)
+    command.download(run, path, to, force)
 
 
 def _version(wanted: bool) -> None:

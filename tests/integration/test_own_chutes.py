@@ -306,6 +306,13 @@ def test_a_job_with_files(kit, tmp_path):
     assert (tmp_path / "deep" / "3.txt").read_text() == "ababab"
     assert not (tmp_path / "link").exists()
     assert "made 4 of ['first', 'second']" in kit.run("jobs", "logs", ran["job_id"]).stdout
+    (tmp_path / "deep" / "3.txt").write_text("mine")
+    (tmp_path / "deep" / "0.txt").unlink()
+    again = kit.run("jobs", "download", ran["job_id"], "--to", str(tmp_path), code=1)
+    assert "is there already; nothing was downloaded" in again.stderr
+    assert not (tmp_path / "deep" / "0.txt").exists()
+    kit.run("jobs", "download", ran["job_id"], "deep/3.txt", "--to", str(tmp_path), "--force")
+    assert (tmp_path / "deep" / "3.txt").read_text() == "ababab"
     missing = kit.run("jobs", "download", ran["job_id"], "link", code=1)
     assert "left no file" in missing.stderr
 
