@@ -30,6 +30,16 @@ CLIENT_GONE = 499  # nginx's code, and the published one; nobody reads it but th
 
 _NOTHING: Any = object()
 
+_OF_ANOTHER_LOOP = (
+    *("attached to a different loop", "bound to a different event loop", "Event loop is closed"),
+    "Timeout context manager should be used inside a task",  # aiohttp
+)
+ANOTHER_LOOP = (
+    "It used something of asyncio (a lock, a queue, a session) that was made in a hook or in another call. "
+    "Each call of a cord has an event loop of its own: make it inside the cord, or use it in the loop of the "
+    "hooks, as docs/own-chutes.md shows."
+)
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 Observe = Callable[[str, int, float], None]
@@ -130,9 +140,9 @@ class _Server:
             raise  # the author's own choice of status
         except TimeLimitError as error:
             return JSONResponse(_error(f"Cord {cord.name!r}: {error}", "timeout"), 504)
-        except Exception:
+        except Exception as error:
             log.exception("cord %r failed (id %s)", cord.name, call.id)
-            return JSONResponse(call.failure(), 500)
+            return JSONResponse(call.failure(error), 500)
 
     def _plain(self, result: Any) -> Response:
         cord = self._cord
@@ -169,7 +179,7 @@ class _Server:
                     said = _error(f"Cord {self._cord.name!r}: {error}", "timeout")
                 else:
                     log.exception("cord %r failed while streaming (id %s)", self._cord.name, call.id)
-                    said = call.failure()
+                    said = call.failure(error)
                 if not _holds_json(media_type):
                     raise  # in audio or text an error would be taken for data: the connection breaks off
                 yield _event(said, media_type)
@@ -190,9 +200,12 @@ class _Call:
         self._observe: Observe | None = observe
         self._began = time.monotonic()
 
-    def failure(self) -> dict[str, Any]:
+    def failure(self, error: Exception) -> dict[str, Any]:
         """What a client hears of an author's exception: nothing of it but where it is told."""
         message = f"Cord {self.function!r} failed. The chute's log has the traceback under id {self.id}."
+        if isinstance(error, RuntimeError) and any(said in str(error) for said in _OF_ANOTHER_LOOP):
+            log.error("cord %r: %s", self.function, ANOTHER_LOOP)
+            message += f" {ANOTHER_LOOP}"
         return _error(message, "cord_failed")
 
     def over(self, status: int) -> None:

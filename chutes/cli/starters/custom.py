@@ -34,6 +34,8 @@ chute = Chute(
 
 
 # Import what is heavy in here, not above: this file is also loaded where you type `chutes deploy`.
+# Keep models and data in self, but no locks, queues or sessions of asyncio: they belong to the event loop
+# that they were made in, and each call of a cord has one of its own.
 @chute.on_startup()
 async def load(self):
     self.stop_words = {"a", "an", "and", "of", "the"}
