@@ -50,7 +50,6 @@ def document(chute: Chute) -> dict[str, Any]:
 
 
 def _operation(cord: Cord, components: dict[str, Any]) -> dict[str, Any]:
-    kind = cord.output_content_type or "application/json"
     answer: dict[str, Any] = {}
     if cord.output_schema is not None:
         answer["schema"] = _hoisted(cord.output_schema, f"{cord.name}_output", components)
@@ -61,7 +60,7 @@ def _operation(cord: Cord, components: dict[str, Any]) -> dict[str, Any]:
         "summary": said.split("\n")[0] or cord.name,
         "description": said,
         "responses": {
-            "200": {"description": what, "content": {kind: answer}},
+            "200": {"description": what, "content": {_kind(cord): answer}},
             "400": {"description": "The body does not fit; `error.param` names the field."},
             "500": {"description": "The function failed; the log has the traceback under the id given."},
         },
@@ -87,6 +86,19 @@ def _operation(cord: Cord, components: dict[str, Any]) -> dict[str, Any]:
             "content": {"application/json": content},
         }
     return operation
+
+
+def _kind(cord: Cord) -> str:
+    """The media type that `serving` sends. The cord's `output_content_type` follows the published rule, by
+    which a string would be text; it is sent as JSON, there as here."""
+    if cord.declared_content_type:
+        return cord.declared_content_type
+    if cord.stream:
+        return "text/event-stream"
+    if cord.passthrough:
+        return cord.output_content_type or "application/json"
+    binary = (cord.output_schema or {}).get("format") == "binary"
+    return "application/octet-stream" if binary else "application/json"
 
 
 def _hoisted(schema: dict[str, Any], prefix: str, components: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from starlette.responses import StreamingResponse
 
 from chutes.chute import Chute
 from chutes.chute.loader import load
+from chutes.chute.openapi import document
 from chutes.chute.runtime import TimeLimitError, UserCode
 from chutes.chute.template import build_vllm_chute
 from chutes.exception import (
@@ -170,6 +171,49 @@ def client(remote):
 def test_bodies_become_arguments(client, path, body, answer):
     response = client.post(path, json=body)
     assert (response.status_code, response.json()) == (200, answer)
+
+
+def test_the_openapi_document_says_what_is_sent(remote):
+    chute = Chute("me", "kinds", "i")
+    kinds = {"text": str, "number": int, "several": list[str], "raw": bytes, "whatever": None, "object": dict}
+    values: dict[str, Any] = {
+        "text": "a", "number": 1, "several": ["a"], "raw": b"a", "whatever": [1], "object": {"a": 1}
+    }  # fmt: skip
+
+    def add(name: str, **options: Any) -> None:
+        def function(self):
+            return values[name]
+
+        function.__name__ = name + "_declared" * bool(options)
+        function.__annotations__ = {} if kinds[name] is None else {"return": kinds[name]}
+        chute.cord(public_api_path=f"/{function.__name__}", **options)(function)
+
+    for name in kinds:
+        add(name)
+    add("text", output_content_type="text/plain")
+    add("raw", output_content_type="image/png")
+    with served(chute) as url, httpx2.Client(base_url=url) as client:
+        for path, operations in document(chute)["paths"].items():
+            (kind,) = operations["post"]["responses"]["200"]["content"]
+            assert client.post(path).headers["content-type"].partition(";")[0] == kind, path
+
+
+def test_what_belongs_to_another_loop_is_told_so(remote, caplog):
+    chute = Chute("me", "loops", "i")
+
+    @chute.on_startup()
+    async def load(self):
+        self.ready = asyncio.get_running_loop().create_future()
+
+    @chute.cord(public_api_path="/waits")
+    async def waits(self):
+        await self.ready
+
+    with served(chute) as url:
+        answer = httpx2.post(f"{url}/waits")
+    assert answer.status_code == 500
+    assert "Each call of a cord has an event loop of its own" in answer.json()["error"]["message"]
+    assert "attached to a different loop" in caplog.text
 
 
 def test_no_body_and_query_parameters(client):
