@@ -2,7 +2,7 @@
 
 JSON both ways. A cold chute answers 503 until an instance is ready, so that is retried. A cord of a
 template chute is called at its public path, as any client would; an author's own at
-`/chutes/{uid}{path}`, which the platform does not serve yet: set CHUTES_DEV_URL to a `chutes run --dev`.
+`/chutes/{uid}{path}`. CHUTES_DEV_URL has a `chutes run --dev` called instead.
 """
 
 from __future__ import annotations
@@ -135,8 +135,12 @@ async def _check(cord: Cord, response: httpx2.Response) -> None:
             "See `chutes ps` for what it is doing, or raise the cord's provision_timeout.",
         )
     if status == 401:
-        raise AuthenticationRequired(f"{name}: the platform refused the key.", "Set CHUTES_API_KEY.")
-    if status == 404:
+        make = "`chutes keys create --name NAME` makes one; set CHUTES_API_KEY in the environment to it."
+        if "Authorization" not in response.request.headers:
+            raise AuthenticationRequired(f"{name}: the platform wants a key, and none is set.", make)
+        raise AuthenticationRequired(f"{name}: the platform does not know the key in CHUTES_API_KEY.", make)
+    # What is no function of a deployed chute belongs to the control API, which wants an admin's key.
+    if status == 404 or (status == 403 and "admin_key_needed" in text):
         raise NotFound(f"{name} is not known to the platform: {text}", "Deploy it with `chutes deploy`.")
     raise ChutesError(f"Error invoking {name} [status={status}]: {text}")
 

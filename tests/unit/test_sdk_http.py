@@ -19,7 +19,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, Field
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from chutes.chute import Chute
 from chutes.chute.loader import load
@@ -640,6 +640,34 @@ class TestLocalCalls:
             assert seen == [(f"{chute.uid}/impatient", "Bearer cpk_x")]
             if status == 503:
                 assert await patient() == {"warm": True}
+
+    @pytest.mark.parametrize(
+        ("key", "status", "body", "error", "said"),
+        [
+            ("", 401, {}, AuthenticationRequired, "wants a key, and none is set"),
+            ("cpk_x", 401, {}, AuthenticationRequired, "does not know the key in CHUTES_API_KEY"),
+            ("cpk_x", 403, {"error": {"code": "admin_key_needed"}}, NotFound, "not known to the platform"),
+        ],
+    )
+    async def test_why_a_key_does_not_do(self, monkeypatch, tmp_path, key, status, body, error, said):
+        app = FastAPI()
+
+        @app.post("/chutes/{path:path}")
+        async def refuse(path: str):
+            return JSONResponse(body, status)
+
+        chute = Chute("someone", "local", "i")
+
+        @chute.cord()
+        async def ask(self): ...
+
+        monkeypatch.setenv("CHUTES_HOME", str(tmp_path))
+        monkeypatch.setenv("CHUTES_API_KEY", key)
+        with served(app) as url:
+            monkeypatch.setenv("CHUTES_API_URL", url)
+            with pytest.raises(error, match=said) as refused:
+                await ask()
+        assert ("chutes keys create" in refused.value.fix) is (status == 401)
 
     async def test_no_platform(self, monkeypatch):
         monkeypatch.setenv("CHUTES_DEV_URL", "http://127.0.0.1:1")
