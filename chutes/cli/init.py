@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import keyword
+import re
+import sys
 from pathlib import Path
 
 from chutes import config as settings
@@ -20,16 +23,36 @@ _AFTERWARDS = {
 }
 
 
+def _is_taken(stem: str, path: Path) -> bool:
+    """Whether a module of this name comes from elsewhere than the file that is to be written."""
+    for finder in sys.meta_path:
+        spec = finder.find_spec(stem, None)
+        # Without an origin it is just a directory, which a module goes before.
+        if spec is not None and spec.origin is not None:
+            return Path(spec.origin) != path
+    return False
+
+
+def _instead(stem: str) -> str:
+    name = "my_" + re.sub(r"\W+", "_", stem, flags=re.ASCII).strip("_")
+    return name if name != "my_" and not _is_taken(name, Path(f"{name}.py")) else "my_chute"
+
+
 def init(template: str, name: str, force: bool) -> None:
     if template not in _AFTERWARDS:
         raise UsageError(f"There is no template {template!r}.", f"Use one of {', '.join(_AFTERWARDS)}.")
     stem = name.removesuffix(".py")
-    if not stem.isidentifier():
+    path = Path.cwd() / f"{stem}.py"
+    if not stem.isidentifier() or keyword.iskeyword(stem):
         raise UsageError(
             f"{name!r} cannot be the name of a Python module.",
-            "Use letters, digits and underscores, for instance --name my_chute.",
+            f"Use letters, digits and underscores, for instance --name {_instead(stem)}.",
         )
-    path = Path.cwd() / f"{stem}.py"
+    if _is_taken(stem, path):
+        raise UsageError(
+            f"There is a Python module {stem!r} already: a file of this name would be imported in its place.",
+            f"Choose another, for instance --name {_instead(stem)}.",
+        )
     if path.exists() and not force:
         raise AlreadyExists(
             f"{path} is there already.", "Choose another --name, or --force to write over it."

@@ -38,6 +38,16 @@ HEAVY = {
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "embedding": "vllm", "diffusion": "diffusers"}
 
 
+@pytest.mark.parametrize("name", ["json", "json.py", "class", "sys", "pydantic", "chutes", "a-b"])
+def test_a_name_that_would_be_in_the_way_is_not_given(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as refused:
+        init.init("custom", name, force=True)
+    meant = name.removesuffix(".py").replace("-", "_").strip("_")
+    assert f"--name my_{meant}." in refused.value.fix
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
     monkeypatch.delenv("CHUTES_EXECUTION_CONTEXT", raising=False)
