@@ -128,6 +128,10 @@ def _wait(platform: client.Platform, chute: ChuteView) -> ChuteView:
         while True:
             view = ChuteView.model_validate(platform.call("GET", f"/chutes/{chute.chute_id}"))
             if view.version != chute.version:
+                ours = [i for i in view.instances if i.version == chute.version and i.reason]
+                if view.undone == chute.version and ours:
+                    output.note("The version before it is started again; `chutes ps` shows it.")
+                    raise _failure(view, ours[-1])
                 raise ChutesError(
                     f"{view.name} was deployed in another version meanwhile.", "`chutes ps` shows it."
                 )

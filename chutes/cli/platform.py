@@ -95,6 +95,8 @@ def _row(view: ChuteView, now: float) -> list[str]:
         what += f" {instance.done / instance.total:.0%}"
     if view.retry_in_seconds is not None:
         what += f" Next try in {view.retry_in_seconds:.0f} s."
+    if view.undone:
+        what += f" Version {view.undone[:8]}, deployed last, failed; this is the one before it."
     if view.given_up:
         what += " Not tried again until it is deployed again."
     since = output.age(now - instance.changed_at)

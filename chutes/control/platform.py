@@ -243,7 +243,8 @@ class Platform:
         return secrets.variables(self.store.secrets(), deployment.chute_id, deployment.spec.name)
 
     def _bundles(self, deployments: Iterable[Deployment]) -> set[str]:
-        return {deployment.spec.bundle for deployment in deployments} | self.jobs.bundles()
+        kept = [*deployments, *self.world.proven.values()]
+        return {deployment.spec.bundle for deployment in kept} | self.jobs.bundles()
 
     def set_price(self, name: str, price: Price | None) -> Deployment:
         """What requests cost from now on; None: nothing. Stays when another version is deployed."""
@@ -285,8 +286,9 @@ class Platform:
         raise NotFound(f"There is no chute {name!r}.", f"`chutes ps` shows them ({names}).")
 
     def gpus_of_others(self, chute_id: str) -> set[int]:
-        """GPUs that chutes other than this one were given."""
-        others = (d for id_, d in self.world.deployments.items() if id_ != chute_id)
+        """GPUs that chutes other than this one were given, or would have again."""
+        known = (*self.world.deployments.items(), *self.world.proven.items())
+        others = (d for id_, d in known if id_ != chute_id)
         return {gpu for deployment in others for gpu in deployment.plan.gpus}
 
     def memory_promised(self, chute_id: str) -> int:
@@ -312,6 +314,7 @@ class Platform:
                 before = self.world
                 self.world, effects = step(before, submitted.event, time.time(), _new_id)
                 self._log_phases(before)
+                self._keep_undone(before)
                 for effect in effects:
                     self._carry_out(effect)
                 self._publish()
@@ -321,6 +324,13 @@ class Platform:
             finally:
                 if submitted.done is not None and not submitted.done.done():
                     submitted.done.set_result(None)
+
+    def _keep_undone(self, before: World) -> None:
+        for id_, version in self.world.undone.items():
+            if before.undone.get(id_) != version:
+                back = self.world.deployments[id_]
+                self.store.save_deployment(back)
+                log.error("%s: version %s failed; back to %s", back.spec.name, version, back.version)
 
     async def _tick(self) -> None:
         while True:

@@ -7,7 +7,7 @@ process, clock or socket.
 One instance per deployment, started on deploy, stopped by `chutes sleep` and started again by the first
 request: the loop that acts on `max_instances`, `scaling_threshold` and `shutdown_after_seconds` is not here
 yet. A new version replaces the old one by stopping it first, because two of them rarely fit on the devices
-at once.
+at once. One that fails for good and was never ready is undone: the one before it is started again.
 """
 
 from __future__ import annotations
@@ -91,6 +91,10 @@ class World:
     """Times of failures by chute id, since the last instance that had proven itself."""
     given_up: frozenset[str] = frozenset()
     """Chutes whose last failure would come back, or came back too often. A new deploy tries again."""
+    proven: Mapping[str, Deployment] = field(default_factory=dict)
+    """By chute id, the last version that has been ready, while the one that replaced it has not."""
+    undone: Mapping[str, str] = field(default_factory=dict)
+    """By chute id, the version that was deployed last and gave its place back to the one before it."""
     asleep: frozenset[str] = frozenset()
     """Chutes that hold no device until somebody asks for them."""
     closing: bool = False
@@ -164,6 +168,8 @@ def step(world: World, event: Event, now: float, new_id: Callable[[], str]) -> t
             world = replace(
                 world,
                 deployments={**world.deployments, id_: deployment},
+                proven=_proven(world, deployment),
+                undone=_without(world.undone, id_),
                 failures=_without(world.failures, id_),
                 given_up=world.given_up - {id_},
                 asleep=world.asleep - {id_},
@@ -172,6 +178,8 @@ def step(world: World, event: Event, now: float, new_id: Callable[[], str]) -> t
             world = replace(
                 world,
                 deployments=_without(world.deployments, chute_id),
+                proven=_without(world.proven, chute_id),
+                undone=_without(world.undone, chute_id),
                 failures=_without(world.failures, chute_id),
                 given_up=world.given_up - {chute_id},
                 asleep=world.asleep - {chute_id},
@@ -210,8 +218,11 @@ def _reported(world: World, report: Report, now: float) -> World:
     )
     world = replace(world, instances={**world.instances, after.id: after})
     deployment = world.deployments.get(after.chute_id)
-    counts = deployment is not None and deployment.version == after.version and not before.stopping
-    if after.phase == Phase.FAILED and counts:
+    if deployment is None or deployment.version != after.version or before.stopping:
+        return world
+    if after.phase == Phase.READY:
+        world = replace(world, proven=_without(world.proven, after.chute_id))
+    if after.phase == Phase.FAILED:
         proven = before.phase == Phase.READY and now - before.changed >= FORGIVEN_AFTER_SECONDS
         recent = () if proven else world.failures.get(after.chute_id, ())
         recent = (*recent, now)
@@ -221,7 +232,33 @@ def _reported(world: World, report: Report, now: float) -> World:
             failures={**world.failures, after.chute_id: recent},
             given_up=world.given_up | {after.chute_id} if hopeless else world.given_up,
         )
+        if hopeless and after.chute_id in world.proven:
+            return _undo(world, deployment)
     return world
+
+
+def _proven(world: World, deployment: Deployment) -> Mapping[str, Deployment]:
+    """With what is replaced by this deployment, if that is worth coming back to."""
+    id_ = deployment.chute_id
+    before, kept = world.deployments.get(id_), world.proven.get(id_)
+    ready = {i.version for i in world.of(id_) if i.ready_after is not None}
+    if before is not None and before.version in ready and id_ not in world.given_up:
+        kept = before
+    others = _without(world.proven, id_)
+    return others if kept is None or kept.version == deployment.version else {**others, id_: kept}
+
+
+def _undo(world: World, failed: Deployment) -> World:
+    """The version before it is the one that should run; it is not given up for what the other did."""
+    id_ = failed.chute_id
+    return replace(
+        world,
+        deployments={**world.deployments, id_: world.proven[id_]},
+        proven=_without(world.proven, id_),
+        undone={**world.undone, id_: failed.version},
+        failures=_without(world.failures, id_),
+        given_up=world.given_up - {id_},
+    )
 
 
 def _converge(world: World, now: float, new_id: Callable[[], str]) -> tuple[World, list[Effect]]:

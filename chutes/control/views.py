@@ -97,6 +97,8 @@ class ChuteView(BaseModel):
     created_at: float
     retry_in_seconds: float | None = None
     given_up: bool = False
+    undone: str = ""
+    """The version that was deployed last, if it failed: this one was before it, and runs again."""
     instance: InstanceView | None = None
     instances: list[InstanceView] = []
     scaling: dict[str, Any] = {}
@@ -134,6 +136,7 @@ class ChuteView(BaseModel):
             created_at=deployment.created,
             retry_in_seconds=wait,
             given_up=given_up,
+            undone=world.undone.get(spec.uid, ""),
             instance=InstanceView.of(newest) if newest else None,
             instances=[InstanceView.of(instance) for instance in instances],
             scaling={

@@ -376,6 +376,25 @@ def test_new_code_is_a_new_version(kit, ask):
     assert "in this very version already" in again.stderr
 
 
+def test_a_version_that_fails_gives_its_place_back(kit, ask):
+    before = chute(kit)
+    file = kit.directory / "mine.py"
+    good = file.read_text()
+    file.write_text(f"{good}\n\n@chute.on_startup()\ndef broken(self):\n    raise ValueError('a bad day')\n")
+    try:
+        failed = kit.run("deploy", "mine:chute", "--yes", code=1)
+    finally:
+        file.write_text(good)
+    assert "startup hook 'broken' raised ValueError: a bad day" in failed.stderr
+    assert "The version before it is started again" in failed.stderr
+    assert ask.json("POST", f"/{SLUG}/greet", {"name": "D"}) == {"said": ["good day D"]}  # waits for it
+    now = chute(kit)
+    assert now["version"] == before["version"] != now["undone"]
+    shown = kit.run("ps").stdout
+    assert SLUG in shown
+    assert f"Version {now['undone'][:8]}, deployed last, failed; this is the one before it." in shown
+
+
 BAD = {
     "raises": "@chute.on_startup()\ndef load(self):\n    raise ValueError('no weights here')\n",
     "hangs": "import time\n@chute.on_startup()\nasync def waits(self):\n    time.sleep(600)\n",

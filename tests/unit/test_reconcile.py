@@ -90,6 +90,65 @@ def test_a_new_version_stops_the_old_one_and_then_starts() -> None:
     assert effects[0].deployment.version == "v2"
 
 
+def replaced() -> House:
+    """v1 was ready, v2 has taken its place and starts as i2."""
+    house = House()
+    house.take(Deployed(deployment()))
+    house.make_ready("i1")
+    house.take(Deployed(deployment(version="v2")))
+    house.report("i1", Phase.STOPPED)
+    return house
+
+
+def test_a_new_version_that_fails_for_good_gives_its_place_back() -> None:
+    house = replaced()
+    effects = house.report("i2", Phase.FAILED, reason=Reason("no weights", fatal=True))
+    assert [effect.deployment.version for effect in effects if isinstance(effect, Start)] == ["v1"]
+    assert house.world.deployments["id-m"].version == "v1"
+    assert house.world.undone == {"id-m": "v2"}
+    assert not house.world.given_up
+    assert not house.world.proven
+    house.take(Deployed(deployment(version="v3")))
+    assert not house.world.undone
+
+
+def test_one_that_may_yet_start_is_tried_until_it_is_given_up() -> None:
+    house = replaced()
+    for number in range(2, 2 + len(BACKOFF_SECONDS)):
+        assert house.report(f"i{number}", Phase.FAILED, reason=Reason("crash")) == []
+        house.now += 60
+        house.take(Tick())
+    assert house.world.deployments["id-m"].version == "v2"
+    house.report(f"i{2 + len(BACKOFF_SECONDS)}", Phase.FAILED, reason=Reason("crash"))
+    assert house.world.deployments["id-m"].version == "v1"
+
+
+def test_what_once_was_ready_is_not_undone() -> None:
+    house = replaced()
+    house.make_ready("i2")
+    house.report("i2", Phase.FAILED, reason=Reason("broken", fatal=True))
+    assert house.world.deployments["id-m"].version == "v2"
+    assert "id-m" in house.world.given_up
+
+
+def test_nothing_goes_back_to_a_version_that_never_served() -> None:
+    house = House()
+    house.take(Deployed(deployment()))
+    house.take(Deployed(deployment(version="v2")))
+    house.report("i1", Phase.STOPPED)
+    house.report("i2", Phase.FAILED, reason=Reason("no weights", fatal=True))
+    assert house.world.deployments["id-m"].version == "v2"
+    assert "id-m" in house.world.given_up
+
+
+def test_the_last_good_version_outlives_several_bad_ones_and_does_not_replace_itself() -> None:
+    house = replaced()
+    house.take(Deployed(deployment(version="v3")))
+    assert house.world.proven["id-m"].version == "v1"
+    house.take(Deployed(deployment(version="v1")))
+    assert not house.world.proven
+
+
 def test_delete_stops_and_starts_nothing_more() -> None:
     house = House()
     house.take(Deployed(deployment()))
