@@ -270,8 +270,10 @@ def test_errors_of_the_control_api_are_openai_errors(kit: PlatformKit) -> None:
     kit.run("deploy", kit.chute())
     admin = kit.json("keys", "create", "--name", "boss", "--admin")["secret_key"]
     status, body = kit.ask(admin, "/nowhere")
+    assert (status, json.loads(body)["error"]["code"]) == (404, "path_not_found")
+    status, body = kit.ask(admin, "/instances/one/nowhere")
     assert status == 404
-    assert json.loads(body)["error"]["message"] == "GET /nowhere: Not Found."
+    assert json.loads(body)["error"]["message"] == "GET /instances/one/nowhere: Not Found."
 
 
 def test_keys_are_shown_once_and_revoked_at_once(kit: PlatformKit) -> None:
