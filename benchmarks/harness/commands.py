@@ -17,12 +17,13 @@ from benchmarks.harness import options as typed
 from benchmarks.harness import result as results
 from benchmarks.harness import sweep as sweeping
 from benchmarks.harness.compare import compare
-from benchmarks.harness.measures import Slo, measure, summary
+from benchmarks.harness.measures import Slo, measure
 from benchmarks.harness.report import table
 from benchmarks.harness.report.view import View, view
 from benchmarks.harness.running import Session, document, interruptible, session
 from benchmarks.harness.runs import by_target, thin
 from benchmarks.harness.schedule import Load
+from benchmarks.harness.summary import summary
 from chutes.cli import output
 from chutes.exception import UsageError
 
