@@ -71,7 +71,7 @@ class Exchange:
 
     @property
     def text(self) -> str:
-        return "".join(self.answer.text or ()) if self.answer is not None else ""
+        return str(self.answer.text or "") if self.answer is not None else ""
 
 
 class Connection(asyncio.Protocol):
