@@ -47,7 +47,7 @@ from chutes.control.workers import Workers
 from chutes.engine.lifecycle import Phase
 from chutes.engine.process import place_of, private_memory
 from chutes.exception import AlreadyExists, DoesNotFit, InvalidSpec, NotFound
-from chutes.fleet.base import Launch, Report
+from chutes.fleet.base import Fleet, Launch, Report
 from chutes.fleet.local import LocalFleet
 from chutes.wire import Key, Price, Table, Upstream, UpstreamLost, Usage
 
@@ -76,7 +76,7 @@ class Platform:
         """
         self.config = config
         self.store = Store(config.database)
-        self.fleet = LocalFleet(config, self._submit_report)
+        self.fleet: Fleet = LocalFleet(config, self._submit_report)
         self.tracing = tracing.start(config.otel_endpoint)
         self.meter = Meter(
             UsageStore(config.usage_database, config.usage_days, config.usage_rows),
