@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,16 @@ def run(options: argparse.Namespace, command: str) -> int:
     Slo.of(wanted.slo)
     with session(wanted, load, command) as measuring:
         place = _place(options, measuring.targets[0].address.model)
-        asyncio.run(_run(measuring, load))
+        _carry_out(_run(measuring, load))
         return _leave(measuring, place, load, options)
+
+
+def _carry_out(work: Coroutine[Any, Any, None]) -> None:
+    """To its end, or to the second Ctrl-C: then the load under way is lost, and no load before it."""
+    try:
+        asyncio.run(work)
+    except asyncio.CancelledError:
+        output.note("Ended at once: of the load that was under way nothing is kept.")
 
 
 async def _run(measuring: Session, load: Load) -> None:
@@ -63,7 +72,7 @@ def sweep(options: argparse.Namespace, command: str) -> int:
     )
     with session(wanted, shape, command) as measuring:
         place = _place(options, measuring.targets[0].address.model)
-        asyncio.run(_sweep(measuring, shape, slo, options))
+        _carry_out(_sweep(measuring, shape, slo, options))
         return _leave(measuring, place, shape, options)
 
 
