@@ -32,9 +32,9 @@ ROOT = Path(__file__).parent
 CORE = ROOT / "gateway"
 PLACE = CORE / "__compiled__"
 NAMES = (
-    *("access", "answers", "balance", "breaker", "chunked", "client", "events", "exchange", "heads", "http"),
-    *("meter", "orders", "outbox", "quota", "relay", "routing", "scores", "service", "surface", "upstream"),
-    *("limits", "surroundings", "waiting"),
+    *("access", "account", "answers", "balance", "bodies", "breaker", "chunked", "client", "clients"),
+    *("events", "exchange", "heads", "http", "limits", "meter", "orders", "outbox", "quota", "relay"),
+    *("routing", "scores", "service", "surface", "surroundings", "upstream", "waiting"),
 )
 """What a request goes through."""
 NEEDED = ("gateway/shapes", "board", "config", "exception", "wire", "chute/agreed", "chute/docs")
