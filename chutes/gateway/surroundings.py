@@ -1,11 +1,12 @@
 """What an exchange sees of the rest of its worker: its client, and what all exchanges share.
 
-Bases, not protocols: compiled code finds a method of a base by its place, and not by its name.
+Bases, not protocols: compiled code finds a method of a base by its place, and not by its name. A metaclass, not
+`ABC`: deriving from a class that is not compiled gives every instance a `__dict__`.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from chutes.gateway.quota import Quota
 from chutes.gateway.upstream import Group, Instance
 
 
-class Client(ABC):
+class Client(metaclass=ABCMeta):
     """What an exchange asks of the connection that it serves."""
 
     __slots__ = ()
