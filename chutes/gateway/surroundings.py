@@ -1,7 +1,7 @@
 """What an exchange sees of the rest of its worker: its client, and what all exchanges share.
 
-Bases, not protocols: compiled code finds a method of a base by its place, and not by its name. A metaclass, not
-`ABC`: deriving from a class that is not compiled gives every instance a `__dict__`.
+Bases, not protocols: compiled code finds a method of a base by its place, and not by its name. `ABCMeta`, not
+`ABC`: a base that is not compiled would give every instance a `__dict__`.
 """
 
 from __future__ import annotations
