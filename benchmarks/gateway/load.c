@@ -42,7 +42,7 @@ static size_t head_lens[KEYS];
 static int64_t now, from, until; /* ns; requests that end in [from, until) are counted */
 static uint64_t asked, ended, counted, counted_events, all_events, bad, bad_in_a_row, reads, opened, late;
 static char first_bad[400];
-static Histogram latency, first;
+static Histogram latency, first, lag; /* lag: of --rate, how late a request was written */
 static Client *idle;
 
 static void prepare(void) {
@@ -361,6 +361,7 @@ int main(int argc, char **argv) {
             Client *c = idle;
             idle = c->next_idle;
             ask(c, due);
+            if (due >= from) note(&lag, clock_ns() - due);
             due += 1000000000LL / rate;
         }
         if (rate && idle && due < until) wait_ns = due > now ? due - now : 0;
@@ -392,6 +393,7 @@ int main(int argc, char **argv) {
            cpu / (1e-9 * (double)(now - begin)));
     print_histogram("latency_us", &latency);
     print_histogram("first_us", &first);
+    print_histogram("lag_us", &lag);
     for (char *c = first_bad; *c; c++)
         if (*c == '"' || *c == '\\' || *c < 32 || *c == 127) *c = '\''; /* fit for a JSON string */
     printf(",\"first_bad\":\"%s\"}\n", first_bad);

@@ -8,8 +8,9 @@ starts it). clients starts the processes that ask, messages is what is said to t
 process, asking a request in it, http1 and answers read what comes back.
 
 Measured: records are what came back, sampling what the machine did meanwhile, environment where it was.
-measures is what it means (noise, steady, curve, planner, trust beside it), result the file, runs,
-compare and paired set results and targets side by side, report is what one looks at.
+measures is what it means (noise, steady, curve, planner, trust beside it), result the file, summary its
+figures under vLLM's names; runs, compare and paired set results and targets side by side, report is what
+one looks at.
 
 ceiling and against_vllm measure the harness itself.
 """

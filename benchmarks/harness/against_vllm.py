@@ -24,11 +24,13 @@ import msgspec
 import numpy as np
 import psutil
 
-from benchmarks.harness import environment, measures, targets, tokens
+from benchmarks.harness import environment, targets, tokens
+from benchmarks.harness.measures import measure
 from benchmarks.harness.noise import Figure, of_blocks
 from benchmarks.harness.result import replace_file
 from benchmarks.harness.running import Session, Wanted, interruptible, session
 from benchmarks.harness.schedule import Load
+from benchmarks.harness.summary import summary
 from benchmarks.harness.targets import Target
 from benchmarks.harness.workloads import COMPLETIONS, Wish
 from chutes.cli import output
@@ -137,7 +139,7 @@ async def _rounds(measuring: Session, load: Load, wish: Wish, rounds: int) -> li
                 output.note(f"round {number + 1} of {rounds}: {who}")
                 if who == "ours":
                     (phase,) = await measuring.phases(load)
-                    figures[who] = measures.summary(measures.measure(phase.records, exact=True, resamples=2))
+                    figures[who] = summary(measure(phase.records, exact=True, resamples=2))
                 else:
                     prompts = await asyncio.to_thread(_prompts, target, wish, load.requests)
                     try:

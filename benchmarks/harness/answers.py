@@ -15,8 +15,8 @@ MAX_EVENT = 1 << 22
 """Bytes of one event: the usage of a whole batch fits, an endless line does not."""
 MAX_EVENTS = 1 << 20
 """Times kept of one answer: more tokens than any model's context."""
-MAX_TEXT = 1 << 20
-"""Characters kept of one answer, for the conversation it is a part of."""
+MAX_TEXT = 8 * MAX_EVENTS
+"""Characters kept of one answer, for the conversation it is a part of; a token has four or so."""
 MAX_BODY = 1 << 28
 """Bytes of an answer that is no stream. Four images of 2048² in base64 are a tenth of it."""
 MAX_ERROR = 300
@@ -67,6 +67,26 @@ class _Event(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Event).decode
 
 
+class Text:
+    """What an answer says, kept for the conversation it is a part of."""
+
+    __slots__ = ("_pieces", "_size")
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._size = 0
+
+    def add(self, piece: str) -> None:
+        """Raises BadAnswer: it is longer than any should be."""
+        self._size += len(piece)
+        if self._size > MAX_TEXT:
+            raise BadAnswer(f"an answer of more than {MAX_TEXT} characters")
+        self._pieces.append(piece)
+
+    def __str__(self) -> str:
+        return "".join(self._pieces)
+
+
 class Stream:
     """An answer of server-sent events."""
 
@@ -74,14 +94,14 @@ class Stream:
 
     def __init__(self, record: Record, keep_text: bool = False) -> None:
         self.record = record
-        self.text: list[str] | None = [] if keep_text else None
+        self.text = Text() if keep_text else None
         self._rest = b""
         self._data = b""
         self._done = False
         self._finish = ""
 
     def feed(self, body: bytes, now: float) -> None:
-        """Raises BadAnswer: an event cannot be read, or is longer than any should be."""
+        """Raises BadAnswer: an event cannot be read, or something is longer than any should be."""
         lines = (self._rest + body).split(b"\n")
         self._rest = lines.pop()
         if len(self._rest) + len(self._data) > MAX_EVENT:
@@ -115,7 +135,7 @@ class Stream:
             counted |= choice.text is not None or (choice.delta is not None and choice.delta.counts())
             self._finish = choice.finish_reason or self._finish
             if self.text is not None and choice.delta is not None and choice.delta.content:
-                self.text.append(choice.delta.content)
+                self.text.add(choice.delta.content)
         if event.usage is not None:
             _count(record, event.usage)
         if counted:
@@ -135,7 +155,7 @@ class Whole:
 
     def __init__(self, record: Record, keep_text: bool = False) -> None:
         self.record = record
-        self.text: list[str] | None = [] if keep_text else None
+        self.text = Text() if keep_text else None
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -148,7 +168,7 @@ class Whole:
         self._pieces.append(body)
 
     def end(self) -> None:
-        """Read it. Raises BadAnswer: it is not JSON of this kind."""
+        """Read it. Raises BadAnswer: it is not JSON of this kind, or what it says is too long."""
         body, record = b"".join(self._pieces), self.record
         if record.status != 200:
             record.error, record.message = f"http_{record.status}", shortened(body)
@@ -166,11 +186,9 @@ class Whole:
         if not answer.choices and not answer.data and not record.error:
             record.error, record.message = "truncated", "the answer is empty"
         if self.text is not None:
-            self.text += [
-                choice.message.content
-                for choice in answer.choices
-                if choice.message and choice.message.content
-            ]
+            for choice in answer.choices:
+                if choice.message and choice.message.content:
+                    self.text.add(choice.message.content)
 
 
 def reader(response: Response, record: Record, keep_text: bool = False) -> Stream | Whole:

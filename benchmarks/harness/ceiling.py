@@ -1,7 +1,8 @@
-"""What the load client itself can drive on this machine, against an engine that costs almost nothing.
+"""What the load clients themselves can drive on this machine, against an engine that costs almost nothing.
 
-A measurement is the client's, not the server's, where it comes near these figures. Engine and client share
-the machine here, so they are a lower bound.
+A measurement is the client's, not the server's, where it comes near these figures. There are two: the
+harness's, which measures models, and the one in C, which measures the gateway alone (benchmarks/gateway).
+Engine and client share the machine here, so what is found are lower bounds.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import json
 import os
 import socket
 import subprocess
-import time
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from benchmarks.gateway import programs
+from benchmarks.gateway import contenders, machine, programs
+from benchmarks.gateway.worker import chutes
 from benchmarks.harness import clients, environment, schedule
 from benchmarks.harness.messages import Address, Ask, Job
 from benchmarks.harness.records import Record
@@ -35,9 +37,14 @@ STREAMS, CHUNKS = 64, 512
 CONNECTIONS = 64
 MOST_A_SECOND = 30_000
 """Requests that are made ready for each second and process: more than one was ever seen to send."""
-HALF = 0.5
-"""Of the ceiling: the load at which its lag is told. At the ceiling itself there is always lag."""
-MODEL = "bench-model"
+MOST_LAG_MS = 5.0
+"""99 % of what a client does must be in time by this much, or its figures are its own."""
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+"""Of what it drives as fast as it goes: the loads that are tried until one is held in time."""
+TICK_US, DRIFT_US = 10_000, 37
+"""A hundred chunks a second and stream. `STREAMS` streams tick together, as those of an engine's step do, and
+the engines a little apart."""
+MODEL = contenders.MODEL
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,11 +66,12 @@ def run(options: argparse.Namespace, command: str) -> int:
     begun = environment.before()
     with engine() as port:
         found = asyncio.run(measure(port, options.processes, options.duration))
+    found |= asyncio.run(of_the_gateway(options.duration))
     for line in lines(found):
         output.say(line)
     if options.output:
         place = msgspec.to_builtins(environment.after(begun))
-        document = {"command": command, "processes": options.processes, "environment": place, **found}
+        document = {"command": command, "processes": options.processes, "environment": place, "found": found}
         replace_file(options.output, json.dumps(document, indent=1).encode() + b"\n")
         output.note(f"written to {options.output}")
     return 0
@@ -71,15 +79,8 @@ def run(options: argparse.Namespace, command: str) -> int:
 
 @contextmanager
 def engine() -> Iterator[int]:
-    """The engine in C of the gateway's benchmark, on a port of its own.
-
-    Raises:
-        NotConfigured: there is no compiler for it.
-    """
-    try:
-        program = programs.compiled("engine", settings.load().cache / "bench-gateway")
-    except programs.Unavailable as error:
-        raise NotConfigured(str(error)) from None
+    """The engine in C of the gateway's benchmark, on a port of its own. Raises NotConfigured: no compiler."""
+    program = _program("engine")
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     process = subprocess.Popen(
         [program, "--listen", str(listener.fileno()), "--model", MODEL],
@@ -98,82 +99,188 @@ def engine() -> Iterator[int]:
         listener.close()
 
 
-async def measure(port: int, processes: int, seconds: float) -> dict[str, Any]:
-    """Whole answers and chunks a second, and how late the client is at half of both."""
-    whole = await _drive(
-        port, processes, Load(kind="closed", concurrency=CONNECTIONS * processes, seconds=seconds)
-    )
-    rate = len(whole.records) / _lasted(whole.records)
-    calm = Load(kind="poisson", rate=rate * HALF, seconds=seconds)
-    streams = Load(kind="closed", concurrency=STREAMS * processes, seconds=seconds)
-    flood = await _drive(port, processes, streams, f" chunks={CHUNKS} tick=0")
-    chunks = sum(1 + len(record.times) for record in flood.records if record.first is not None)
-    per_second = chunks / _lasted(flood.records)
-    # Each stream ticks a hundred times a second: so many of them are half of what it can take.
-    paced = Load(kind="closed", concurrency=max(1, int(per_second * HALF / 100)), ramp=1.0, seconds=seconds)
+async def measure(port: int, processes: int, seconds: float) -> dict[str, dict[str, float]]:
+    """By client and unit: how much as fast as it goes, and the most of it that is in time."""
+    c = _InC(_program("load"), port, seconds)
+    harness = _Harness(port, processes, seconds)
     return {
-        "requests_per_second": rate,
-        "requests": _lags(await _drive(port, processes, calm), calm.rate),
-        "chunks_per_second": per_second,
-        "chunks": _lags(
-            await _drive(port, processes, paced, f" chunks={int(100 * seconds)} tick=10000"),
-            100 * paced.concurrency,
-        ),
-        "failed": sum(bool(record.error) for record in [*whole.records, *flood.records]),
+        "harness, requests": await _found(harness.requests, harness.requests_in_time),
+        "harness, SSE chunks": await _found(harness.chunks, harness.chunks_in_time),
+        "load.c, requests": await _found(c.requests, c.requests_in_time),
+        "load.c, SSE chunks": {"per_second": await c.chunks()},
     }
 
 
-def lines(found: dict[str, Any]) -> Iterator[str]:
-    yield f"{'':22}{'ceiling':>12}{'at half of it':>16}{'lag p50':>10}{'lag p99':>10}{'core busy':>11}"
-    for name, unit in (("requests", "requests/s"), ("chunks", "SSE chunks/s")):
-        half = found[name]
-        yield (
-            f"{unit:22}{found[f'{name}_per_second']:>12,.0f}{half['per_second']:>14,.0f}/s"
-            f"{half['lag_p50_ms']:>7.2f} ms{half['lag_p99_ms']:>7.2f} ms{half['busy']:>10.0%}"
+async def of_the_gateway(seconds: float) -> dict[str, dict[str, float]]:
+    """What one gateway worker on a CPU of its own can do, for comparison. None is left when this returns."""
+    cpus = machine.Cpus.chosen(None)
+    load = _program("load")
+    with tempfile.TemporaryDirectory(prefix="bench-ceiling-") as place:
+        engine, ports = contenders.engine(cpus.engine, Path(place), _program("engine"))
+        try:
+            worker = chutes(contenders.Setting(cpus.gateway, ports, Path(place)))
+            try:
+                c = _InC(load, worker.port, seconds, ["taskset", "-c", str(cpus.load)])
+                return {
+                    "a gateway worker, requests": {"per_second": await c.requests()},
+                    "a gateway worker, SSE chunks": {"per_second": await c.chunks()},
+                }
+            finally:
+                worker.stop()
+        finally:
+            engine.stop()
+
+
+def _program(name: str) -> Path:
+    """Raises NotConfigured: there is no compiler for it."""
+    try:
+        return programs.compiled(name, settings.load().cache / "bench-gateway")
+    except programs.Unavailable as error:
+        raise NotConfigured(str(error)) from None
+
+
+async def _found(
+    most: Callable[[], Awaitable[float]], at: Callable[[float], Awaitable[dict[str, float]]]
+) -> dict[str, float]:
+    """The ceiling, and the highest share of it at which the client was in time."""
+    per_second = await most()
+    lags: dict[str, float] = {}
+    for share in SHARES:
+        lags = await at(per_second * share)
+        if lags["lag_p99_ms"] <= MOST_LAG_MS:
+            break
+    return {"per_second": per_second, **lags}
+
+
+def lines(found: dict[str, dict[str, float]]) -> Iterator[str]:
+    yield f"{'a second':30}{'ceiling':>12}{'in time':>12}{'lag p50':>12}{'lag p99':>12}{'core busy':>12}"
+    for name, one in found.items():
+        row = f"{name:30}{one['per_second']:>12,.0f}"
+        if "lag_p99_ms" in one:
+            row += f"{one['in_time']:>12,.0f}{one['lag_p50_ms']:>9.2f} ms{one['lag_p99_ms']:>9.2f} ms"
+            row += f"{one['busy']:>12.0%}"
+            if one["lag_p99_ms"] > MOST_LAG_MS:
+                row += f"   never within {MOST_LAG_MS:g} ms"
+        yield row
+
+
+class _InC:
+    """`load` of the gateway's benchmark, a single process."""
+
+    def __init__(self, program: Path, port: int, seconds: float, before: Sequence[str] = ()) -> None:
+        keys = ",".join(contenders.KEYS)
+        self._command = [*before, str(program), "--port", str(port), "--model", MODEL, "--keys", keys]
+        self._command += ["--path", contenders.PATH, "--seconds", str(seconds)]
+
+    async def requests(self) -> float:
+        return (await self._told("--connections", str(CONNECTIONS)))["requests_per_s"]
+
+    async def requests_in_time(self, rate: float) -> dict[str, float]:
+        told = await self._told("--connections", str(4 * CONNECTIONS), "--rate", str(int(rate)))
+        lag = told["lag_us"]
+        return {
+            "in_time": told["requests_per_s"],
+            "lag_p50_ms": lag["p50"] / 1e3,
+            "lag_p99_ms": lag["p99"] / 1e3,
+            "busy": told["busy"],
+        }
+
+    async def chunks(self) -> float:
+        return (await self._told("--connections", str(STREAMS), "--chunks", str(CHUNKS)))["chunks_per_s"]
+
+    async def _told(self, *arguments: str) -> dict[str, Any]:
+        process = await asyncio.create_subprocess_exec(
+            *self._command, *arguments, stdout=asyncio.subprocess.PIPE
         )
-    if found["failed"]:
-        yield f"{found['failed']} requests FAILED: these figures mean nothing"
+        out, _ = await process.communicate()
+        told = json.loads(out) if process.returncode == 0 else {"bad": 1, "first_bad": "it failed"}
+        if told["bad"]:
+            raise ChutesError(f"load.c had wrong answers from its own engine: {told['first_bad']}.")
+        return told
 
 
-def _lags(outcome: clients.Outcome, per_second: float) -> dict[str, float]:
-    """Of the pulses, and of requests where they had a time to be sent at."""
-    late = sorted(late for report in outcome.reports for late in report.late)
-    late = late or [0.0]
+class _Harness:
+    """The client of `run` and `sweep`."""
+
+    def __init__(self, port: int, processes: int, seconds: float) -> None:
+        self._port, self._processes, self._seconds = port, processes, seconds
+
+    async def requests(self) -> float:
+        count = CONNECTIONS * self._processes
+        whole = await self._drive(Load(kind="closed", concurrency=count, seconds=self._seconds))
+        return len(whole.records) / _lasted(whole.records)
+
+    async def requests_in_time(self, rate: float) -> dict[str, float]:
+        outcome = await self._drive(Load(kind="poisson", rate=rate, seconds=self._seconds))
+        late = sorted(record.sent - record.scheduled for record in outcome.records)
+        return _lags(outcome, late, len(late) / _lasted(outcome.records))
+
+    async def chunks(self) -> float:
+        load = Load(kind="closed", concurrency=STREAMS * self._processes, seconds=self._seconds)
+        return _chunks_per_second(await self._drive(load, lambda _: f" chunks={CHUNKS} tick=0"))
+
+    async def chunks_in_time(self, rate: float) -> dict[str, float]:
+        """Each stream once, all of them open before the first is over."""
+        streams = max(1, int(rate * TICK_US / 1e6))
+        chunks = int(self._seconds * 1e6 / TICK_US)
+
+        def how(number: int) -> str:
+            return f" chunks={chunks} tick={TICK_US + DRIFT_US * (number // STREAMS)}"
+
+        load = Load(kind="closed", concurrency=streams, ramp=min(1.0, self._seconds / 4), requests=streams)
+        outcome = await self._drive(load, how)
+        # No request is due at a time of its own here: the pulse of its loop says how late the client is.
+        late = sorted(late for report in outcome.reports for late in report.late)
+        return _lags(outcome, late, _chunks_per_second(outcome))
+
+    async def _drive(self, load: Load, how: Callable[[int], str] | None = None) -> clients.Outcome:
+        """`how`: what the engine is told, besides the number of the request; None: a whole answer.
+
+        Raises:
+            ChutesError: not all was answered.
+        """
+        if load.open:
+            times = schedule.arrivals(load, "ceiling")
+        elif how is None:
+            times = [0.0] * int(MOST_A_SECOND * load.seconds * self._processes)
+        else:
+            times = [0.0] * (load.requests or load.concurrency * max(4, int(load.seconds * 2000 / CHUNKS)))
+        stream = {"stream": True, "stream_options": {"include_usage": True}} if how else {}
+
+        def job(number: int, at: float) -> Job:
+            said = f"[#{number:010d}{how(number) if how else ''}]"
+            body = msgspec.json.encode({"messages": [{"role": "user", "content": said}], **stream})
+            return Job([Ask(number, CHAT, body)], at=at)
+
+        jobs = [job(number, at) for number, at in enumerate(times)]
+        address = Address("engine", "127.0.0.1", self._port, False, True, "", "", MODEL)
+        plans = clients.split(self._processes, load, jobs, [address], timeout=60.0, drain=30.0)
+        outcome = await clients.drive(plans, asyncio.Event())
+        wrong = next((record for record in outcome.records if record.error), None)
+        if wrong is not None:
+            raise ChutesError(f"The client had a wrong answer from its own engine: {wrong.message}.")
+        return outcome
+
+
+def _lags(outcome: clients.Outcome, late: list[float], per_second: float) -> dict[str, float]:
     return {
-        "per_second": per_second,
-        "lag_p50_ms": late[len(late) // 2] * 1e3,
-        "lag_p99_ms": late[int(len(late) * 0.99)] * 1e3,
-        "request_lag_p99_ms": _p99([record.sent - record.scheduled for record in outcome.records]) * 1e3,
+        "in_time": per_second,
+        "lag_p50_ms": _at(late, 0.5) * 1e3,
+        "lag_p99_ms": _at(late, 0.99) * 1e3,
         "busy": max((report.busy for report in outcome.reports), default=0.0),
     }
 
 
-def _p99(values: list[float]) -> float:
-    return sorted(values)[int(len(values) * 0.99)] if values else 0.0
+def _at(ordered: list[float], share: float) -> float:
+    return ordered[int(len(ordered) * share)] if ordered else 0.0
+
+
+def _chunks_per_second(outcome: clients.Outcome) -> float:
+    chunks = sum(1 + len(record.times) for record in outcome.records if record.first is not None)
+    return chunks / _lasted(outcome.records)
 
 
 def _lasted(records: list[Record]) -> float:
     if not records:
         raise ChutesError("The client had no answer from its own engine.", "Is the machine overloaded?")
     return max(record.ended for record in records)
-
-
-async def _drive(port: int, processes: int, load: Load, how: str = "") -> clients.Outcome:
-    """`how`: what the engine is told, besides the number of the request; empty: a whole answer."""
-    count = int(MOST_A_SECOND * load.seconds * processes) if not how else 0
-    count = count or load.concurrency * max(4, int(load.seconds * 2000 / CHUNKS))
-    times = schedule.arrivals(load, "ceiling") if load.open else [0.0] * count
-    stream = {"stream": True, "stream_options": {"include_usage": True}} if how else {}
-
-    def job(number: int, at: float) -> Job:
-        said = f"[#{number:010d}{how}]"
-        body = msgspec.json.encode({"messages": [{"role": "user", "content": said}], **stream})
-        return Job([Ask(number, CHAT, body)], at=at)
-
-    jobs = [job(number, at) for number, at in enumerate(times)]
-    address = Address("engine", "127.0.0.1", port, False, True, "", "", MODEL)
-    plans = clients.split(processes, load, jobs, [address], timeout=30.0, drain=10.0)
-    began = time.monotonic()
-    outcome = await clients.drive(plans, asyncio.Event())
-    outcome.seconds = time.monotonic() - began
-    return outcome

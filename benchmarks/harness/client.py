@@ -45,13 +45,14 @@ class Pacer:
             raise OSError(ctypes.get_errno(), "timerfd_create failed")
         self._due: list[tuple[float, int, Callable[[float], None]]] = []
         self._number = 0
+        self._firing = False
         asyncio.get_running_loop().add_reader(self._timer, self._fire)
 
     def at(self, due: float, call: Callable[[float], None]) -> None:
         """`call(due)`, once `due` has come."""
         self._number += 1
         heapq.heappush(self._due, (due, self._number, call))
-        if self._due[0][1] == self._number:
+        if self._due[0][1] == self._number and not self._firing:
             self._arm()
 
     def clear(self) -> None:
@@ -70,10 +71,14 @@ class Pacer:
             os.read(self._timer, 8)
         except BlockingIOError:
             return
-        while self._due and self._due[0][0] <= clock():
-            due, _, call = heapq.heappop(self._due)
-            call(due)
-        self._arm()
+        self._firing = True  # whatever they want next is armed once, at the end
+        try:
+            while self._due and self._due[0][0] <= clock():
+                due, _, call = heapq.heappop(self._due)
+                call(due)
+        finally:
+            self._firing = False
+            self._arm()
 
 
 class Client:
@@ -100,8 +105,7 @@ class Client:
         for pool in self.pools:
             pool.start = start
         if self.plan.load.open:
-            for job in self.plan.jobs:
-                self._pacer.at(start + job.at, lambda due, job=job: self._open(job, due))
+            self._await_next()
             last = self.plan.jobs[-1].at if self.plan.jobs else 0.0
         else:
             for begins in self.plan.users:
@@ -139,8 +143,18 @@ class Client:
         if not self.over.done():
             self._pacer.at(due, self._pulse)
 
-    def _open(self, job: Job, due: float) -> None:
+    def _await_next(self) -> None:
+        """Of an open loop, whose jobs are in the order of their times."""
+        if self._next_job < len(self.plan.jobs):
+            self._pacer.at(self.start + self.plan.jobs[self._next_job].at, self._open)
+
+    def _open(self, due: float) -> None:
+        if self._stopped:
+            return
+        job = self.plan.jobs[self._next_job]
+        self._next_job += 1
         self._waiting -= 1
+        self._await_next()
         self._job(job, due, again=False)
 
     def _user(self, due: float) -> None:
@@ -223,14 +237,14 @@ async def carry_out(plan: Plan) -> None:
     client = Client(plan, transport.write)
     # No key of the plan's is asked for before its time: these connections only stand open.
     await asyncio.gather(*(pool.prepare(plan.connections) for pool in client.pools))
-    transport.write(messages.framed(Ready()))
-    go = await loop.run_in_executor(None, receive)
-    if not isinstance(go, Go):
-        return
     # Nothing that lives now dies before the end: the collector need not look at it, nor ever stop us.
     gc.collect()
     gc.freeze()
     gc.disable()
+    transport.write(messages.framed(Ready()))
+    go = await loop.run_in_executor(None, receive)
+    if not isinstance(go, Go):
+        return
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = used.ru_utime + used.ru_stime
     loop.add_reader(0, lambda: (loop.remove_reader(0), client.stop()))  # its end, and nothing else, comes now

@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from benchmarks.harness import options as typed
 from benchmarks.harness import result as results
 from benchmarks.harness import sweep as sweeping
 from benchmarks.harness.compare import compare
-from benchmarks.harness.measures import Slo, measure, summary
+from benchmarks.harness.measures import Slo, measure
 from benchmarks.harness.report import table
 from benchmarks.harness.report.view import View, view
 from benchmarks.harness.running import Session, document, interruptible, session
 from benchmarks.harness.runs import by_target, thin
 from benchmarks.harness.schedule import Load
+from benchmarks.harness.summary import summary
 from chutes.cli import output
 from chutes.exception import UsageError
 
@@ -37,8 +39,16 @@ def run(options: argparse.Namespace, command: str) -> int:
     Slo.of(wanted.slo)
     with session(wanted, load, command) as measuring:
         place = _place(options, measuring.targets[0].address.model)
-        asyncio.run(_run(measuring, load))
+        _carry_out(_run(measuring, load))
         return _leave(measuring, place, load, options)
+
+
+def _carry_out(work: Coroutine[Any, Any, None]) -> None:
+    """To its end, or to the second Ctrl-C: then the load under way is lost, and no load before it."""
+    try:
+        asyncio.run(work)
+    except asyncio.CancelledError:
+        output.note("Ended at once: of the load that was under way nothing is kept.")
 
 
 async def _run(measuring: Session, load: Load) -> None:
@@ -62,7 +72,7 @@ def sweep(options: argparse.Namespace, command: str) -> int:
     )
     with session(wanted, shape, command) as measuring:
         place = _place(options, measuring.targets[0].address.model)
-        asyncio.run(_sweep(measuring, shape, slo, options))
+        _carry_out(_sweep(measuring, shape, slo, options))
         return _leave(measuring, place, shape, options)
 
 

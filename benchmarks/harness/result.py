@@ -119,7 +119,7 @@ class Phase(msgspec.Struct, kw_only=True):
     samples: Samples = msgspec.field(default_factory=Samples)
     client: Client = msgspec.field(default_factory=Client)
     summary: dict[str, Any] = {}
-    """What `measures.summary` says of it, for those who read the file without this program."""
+    """What `summary.summary` says of it, for those who read the file without this program."""
 
 
 class Prediction(msgspec.Struct, kw_only=True):

@@ -292,7 +292,7 @@ def session(wanted: Wanted, load: Load, command: str) -> Iterator[Session]:
 
 @contextmanager
 def interruptible(stop: asyncio.Event) -> Iterator[None]:
-    """The first Ctrl-C ends the load and keeps what was measured; the second ends everything."""
+    """The first Ctrl-C ends the load and keeps what was measured; the second cancels the task."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     first = 0.0
 

@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from chutes.chute.bundle import MAX_BYTES
-from chutes.control import bundles
+from chutes.control import bundles, kept_secrets
 from chutes.control.jobs import Run
 from chutes.control.platform import Platform
 from chutes.control.secrets import Secret
@@ -74,7 +74,9 @@ def add(app: FastAPI, platform: Platform, logs: Logs) -> None:
 
     @app.post("/secrets/")
     async def create_secret(request: SecretRequest) -> SecretView:
-        return shown(*platform.save_secret(request.purpose, request.key, request.value, request.replace))
+        return shown(
+            *kept_secrets.save(platform, request.purpose, request.key, request.value, request.replace)
+        )
 
     @app.get("/secrets/")
     async def list_secrets() -> list[SecretView]:
@@ -82,7 +84,7 @@ def add(app: FastAPI, platform: Platform, logs: Logs) -> None:
 
     @app.delete("/secrets/{name}")
     async def delete_secret(name: str) -> SecretView:
-        return shown(*platform.delete_secret(name))
+        return shown(*kept_secrets.delete(platform, name))
 
     @app.post("/chutes/{name:path}/jobs/{method}", status_code=202)
     @app.post("/jobs/{name:path}/{method}", status_code=202)

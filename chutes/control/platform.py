@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from dataclasses import replace as replace_value
 
 from chutes.config import Config
 from chutes.control import bundles, secrets, slots, tracing
@@ -42,14 +41,13 @@ from chutes.control.reconcile import (
     step,
 )
 from chutes.control.routes import OWN_PATHS, current, table
-from chutes.control.secrets import Secret
 from chutes.control.store import Store
 from chutes.control.usage import UsageStore
 from chutes.control.workers import Workers
 from chutes.engine.lifecycle import Phase
 from chutes.engine.process import place_of, private_memory
 from chutes.exception import AlreadyExists, DoesNotFit, InvalidSpec, NotFound
-from chutes.fleet.base import Launch, Report
+from chutes.fleet.base import Fleet, Launch, Report
 from chutes.fleet.local import LocalFleet
 from chutes.wire import Key, Price, Table, Upstream, UpstreamLost, Usage
 
@@ -78,7 +76,7 @@ class Platform:
         """
         self.config = config
         self.store = Store(config.database)
-        self.fleet = LocalFleet(config, self._submit_report)
+        self.fleet: Fleet = LocalFleet(config, self._submit_report)
         self.tracing = tracing.start(config.otel_endpoint)
         self.meter = Meter(
             UsageStore(config.usage_database, config.usage_days, config.usage_rows),
@@ -196,48 +194,6 @@ class Platform:
                 self._keys_changed()
                 return key
         raise NotFound(f"There is no API key {name!r}.", "`chutes keys list` shows them.")
-
-    def save_secret(self, purpose: str, key: str, value: str, replace: bool) -> tuple[Secret, list[str]]:
-        """Keep a secret.
-
-        Args:
-            purpose: name or id of a chute, deployed or not; empty for all.
-
-        Returns:
-            The secret, and the names of the chutes that run without its value.
-        """
-        secrets.check(key, value)
-        same = {purpose := purpose.lower()}
-        with contextlib.suppress(NotFound):
-            deployment = self.find(purpose)
-            # One that was made before the deploy has the name.
-            purpose, same = deployment.chute_id, {deployment.chute_id, deployment.spec.name.lower()}
-        known = next((s for s in self.store.secrets() if s.purpose in same and s.key == key), None)
-        if known is not None and not replace:
-            raise AlreadyExists(f"There is a secret {key} already.", "--replace gives it another value.")
-        if known is not None:
-            secret = replace_value(known, value=value)
-        else:
-            secret = Secret(str(uuid.uuid4()), purpose, key, value, time.time())
-        self.store.save_secret(secret)
-        return secret, self._running_with(secret)
-
-    def delete_secret(self, name: str) -> tuple[Secret, list[str]]:
-        """By id, or by its key where only one has it; and the chutes that still run with it."""
-        found = [s for s in self.store.secrets() if name in (s.secret_id, s.key)]
-        if not found:
-            raise NotFound(f"There is no secret {name!r}.", "`chutes secrets list` shows them.")
-        if len(found) > 1:
-            raise AlreadyExists(f"{len(found)} secrets have the key {name!r}.", "Name one by its id.")
-        self.store.delete_secret(found[0].secret_id)
-        return found[0], self._running_with(found[0])
-
-    def _running_with(self, secret: Secret) -> list[str]:
-        alive = {i.chute_id for i in self.world.instances.values() if not i.phase.over}
-        deployments = self.world.deployments.values()
-        return [
-            d.spec.name for d in deployments if d.chute_id in alive and secret.is_for(d.chute_id, d.spec.name)
-        ]
 
     def _secrets_of(self, deployment: Deployment) -> dict[str, str]:
         return secrets.variables(self.store.secrets(), deployment.chute_id, deployment.spec.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +103,14 @@ class Engine(Protocol):
         ...
 
 
-class Released:
+class Released(ABC):
     """What engines have in common whose environments are pinned sets: `release.releases()`."""
 
+    @abstractmethod
     async def check_arguments(
         self, python: Path, release: EngineRelease, args: list[str], cache_dir: Path
     ) -> None:
         """Have the engine's own parser judge the author's arguments; verdicts are kept in `cache_dir`."""
-        raise NotImplementedError
 
     async def judge(self, spec: ChuteSpec, plan: Plan, config: Config) -> None:
         release = find(plan.engine, plan.accelerator, plan.engine_version)

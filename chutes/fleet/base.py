@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from chutes.chute.spec import ChuteSpec
@@ -50,7 +51,7 @@ class Report:
 
 
 class Fleet(Protocol):
-    """Starts and stops instances. Every method returns at once; results come as reports."""
+    """Starts and stops instances, and returns at once: what becomes of them comes as reports."""
 
     report: Callable[[Report], None]
 
@@ -64,4 +65,8 @@ class Fleet(Protocol):
 
     async def close(self) -> None:
         """Stop everything and return when nothing is left."""
+        ...
+
+    def log_path(self, instance_id: str) -> Path:
+        """Where what an instance writes can be read, once there is any."""
         ...

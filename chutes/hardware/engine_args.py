@@ -119,6 +119,27 @@ def render(engine: str, layout: Layout, setting: Setting) -> list[str]:
     return words
 
 
+def added(engine: str, layout: Layout, setting: Setting, args: Sequence[str]) -> list[str]:
+    """What `render` gives without those that the author gave, in `args`."""
+    given = {name for name, value in parse(engine, args).model_dump().items() if value is not None}
+    words = render(engine, layout, setting)
+    flags = FLAGS[engine]
+    kept: list[str] = []
+    skip = False
+    of_author = {flags[name] for name in given if name in flags}
+    for position, word in enumerate(words):
+        if skip:
+            skip = False
+            continue
+        takes_value = position + 1 < len(words) and not words[position + 1].startswith("--")
+        # The block is the engine's own business unless somebody asked: hybrids choose it while they start.
+        if word in of_author or word == flags["block_size"]:
+            skip = takes_value
+            continue
+        kept.append(word)
+    return kept
+
+
 def for_vectors(words: Sequence[str], context: int | None, *, encoder: bool) -> list[str]:
     """A plan's arguments without those that vLLM knows better where it makes vectors instead of text.
 

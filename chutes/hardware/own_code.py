@@ -8,8 +8,9 @@ from collections.abc import Collection
 from chutes.chute.node_selector import NodeSelector
 from chutes.hardware import gpu_names
 from chutes.hardware.devices import Machine
-from chutes.hardware.plan import Plan, refusal
+from chutes.hardware.plan import Plan
 from chutes.hardware.profiles import Profiles
+from chutes.hardware.selected import refusal
 
 
 def plan(selector: NodeSelector, machine: Machine, profiles: Profiles, taken: Collection[int] = ()) -> Plan:

@@ -11,8 +11,9 @@ from collections.abc import Collection, Mapping
 from chutes.chute.node_selector import NodeSelector
 from chutes.hardware import gpu_names
 from chutes.hardware.devices import Gpu, Machine
-from chutes.hardware.plan import Plan, refusal
+from chutes.hardware.plan import Plan
 from chutes.hardware.profiles import Profiles
+from chutes.hardware.selected import refusal
 from chutes.hardware.terms import gib
 from chutes.model.pipelines import PipelineFacts
 

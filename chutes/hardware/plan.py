@@ -271,7 +271,7 @@ def _on_gpus(
     suitable: list[Gpu] = []
     refused: list[str] = []
     for gpu in machine.gpus:
-        problem = refusal(gpu, selector, profiles)
+        problem = selected.refusal(gpu, selector, profiles)
         if problem:
             refused.append(f"GPU {gpu.index} ({gpu.name}): {problem}")
         else:
@@ -322,7 +322,7 @@ def _on_gpus(
     result.choice = choice
     result.gpus = choice.gpus
     result.tensor_parallel_size = choice.tensor_parallel_size
-    result.engine_args = _added(request.engine, choice, args)
+    result.engine_args = engine_args.added(request.engine, layout_of(choice), setting_of(choice), args)
     reasons.append(
         f"{choice.gpu_count} × {choice.gpu_name} (GPU {', '.join(map(str, choice.gpus))}), "
         f"tensor parallel size {choice.tensor_parallel_size}"
@@ -373,30 +373,6 @@ def _by_weights(
     return result
 
 
-def _added(engine: str, choice: Choice, args: Sequence[str]) -> list[str]:
-    """The planner's arguments without those that the author gave."""
-    given = {
-        name for name, value in engine_args.parse(engine, args).model_dump().items() if value is not None
-    }
-    settled = setting_of(choice)
-    words = engine_args.render(engine, layout_of(choice), settled)
-    flags = engine_args.FLAGS[engine]
-    kept: list[str] = []
-    skip = False
-    of_author = {flags[name] for name in given if name in flags}
-    for position, word in enumerate(words):
-        if skip:
-            skip = False
-            continue
-        takes_value = position + 1 < len(words) and not words[position + 1].startswith("--")
-        # The block is the engine's own business unless somebody asked: hybrids choose it while they start.
-        if word in of_author or word == flags["block_size"]:
-            skip = takes_value
-            continue
-        kept.append(word)
-    return kept
-
-
 def _what_would_fit(
     facts: ModelFacts, request: Request, machine: Machine, profiles: Profiles, asked: int | None
 ) -> str:
@@ -421,23 +397,3 @@ def _what_would_fit(
         f"{elsewhere.label}{price} would do at {elsewhere.max_model_len:,} tokens; "
         "`chutes plan` shows more, and what a shorter --max-model-len saves."
     )
-
-
-def refusal(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
-    """Why this GPU will not do, or an empty string.
-
-    The selector's GB are the label's: NVML reports at least that many decimal GB for every card sold.
-    """
-    id_ = profiles.gpu_id(gpu.name, gpu.memory_total)
-    if selector.include and id_ not in {name.lower() for name in selector.include}:
-        return f"not among include={selector.include}"
-    if selector.exclude and id_ in {name.lower() for name in selector.exclude}:
-        return f"excluded by exclude={selector.exclude}"
-    # Left out it means 16 there and here; set it is a wish of its own, whatever the arithmetic says.
-    asked = "min_vram_gb_per_gpu" in selector.model_fields_set
-    if asked and gpu.memory_total < selector.min_vram_gb_per_gpu * 1_000_000_000:
-        return f"{gpu.memory_total / 1e9:.0f} GB, and min_vram_gb_per_gpu={selector.min_vram_gb_per_gpu}"
-    price = profiles.gpus[id_].usd_per_hour if id_ else None
-    if selector.max_hourly_price_per_gpu is not None and price and price > selector.max_hourly_price_per_gpu:
-        return f"${price}/h, and max_hourly_price_per_gpu={selector.max_hourly_price_per_gpu}"
-    return ""

@@ -1,4 +1,4 @@
-"""A NodeSelector held against the catalogue: is the least that it allows enough for the model? Pure."""
+"""A NodeSelector held against GPUs: those of this machine, or, where it has none, the catalogue's. Pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,33 @@ from dataclasses import dataclass
 
 from chutes.chute.node_selector import NodeSelector
 from chutes.hardware.choice import Choice, Request
+from chutes.hardware.devices import Gpu
 from chutes.hardware.offers import COUNTS, Offer, of_catalogue
 from chutes.hardware.profiles import Profiles
 from chutes.hardware.ranking import rank
 from chutes.hardware.searching import choose
 from chutes.hardware.ways import Ways
 from chutes.model.facts import ModelFacts
+
+
+def refusal(gpu: Gpu, selector: NodeSelector, profiles: Profiles) -> str:
+    """Why this GPU will not do, or an empty string.
+
+    The selector's GB are the label's: NVML reports at least that many decimal GB for every card sold.
+    """
+    id_ = profiles.gpu_id(gpu.name, gpu.memory_total)
+    if selector.include and id_ not in {name.lower() for name in selector.include}:
+        return f"not among include={selector.include}"
+    if selector.exclude and id_ in {name.lower() for name in selector.exclude}:
+        return f"excluded by exclude={selector.exclude}"
+    # Left out it means 16 there and here; set it is a wish of its own, whatever the arithmetic says.
+    asked = "min_vram_gb_per_gpu" in selector.model_fields_set
+    if asked and gpu.memory_total < selector.min_vram_gb_per_gpu * 1_000_000_000:
+        return f"{gpu.memory_total / 1e9:.0f} GB, and min_vram_gb_per_gpu={selector.min_vram_gb_per_gpu}"
+    price = profiles.gpus[id_].usd_per_hour if id_ else None
+    if selector.max_hourly_price_per_gpu is not None and price and price > selector.max_hourly_price_per_gpu:
+        return f"${price}/h, and max_hourly_price_per_gpu={selector.max_hourly_price_per_gpu}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -25,7 +46,7 @@ class Judgement:
 
 
 def judge(selector: NodeSelector, facts: ModelFacts, request: Request, profiles: Profiles) -> Judgement:
-    """Whether the smallest GPUs that `selector` allows hold the model, and what would."""
+    """Whether the smallest GPUs of the catalogue that `selector` allows hold the model, and what would."""
     fixed = "gpu_count" in selector.model_fields_set
     offers, _ = of_catalogue(profiles, None, (selector.gpu_count,) if fixed else COUNTS)
     allowed = [offer for offer in offers if _allows(selector, offer)]

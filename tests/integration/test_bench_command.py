@@ -9,13 +9,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.harness import result as results
+from benchmarks.harness.running import SAME_SECONDS
 from tests.integration.conftest import MODEL, SyntheticEngine
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +49,31 @@ def typed(place: Path, *arguments: str, start: list[str] = START) -> subprocess.
         text=True,
         timeout=120,
     )
+
+
+@contextmanager
+def started(place: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*START, *arguments],
+        cwd=place,
+        env=environment(place),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it did not come about"
+        time.sleep(0.05)
 
 
 def at(engine: SyntheticEngine) -> list[str]:
@@ -126,23 +154,12 @@ def test_a_sweep_goes_on_until_it_knows(engine: SyntheticEngine, tmp_path: Path)
 
 def test_ctrl_c_keeps_what_was_measured(engine: SyntheticEngine, tmp_path: Path) -> None:
     file = tmp_path / "r.json"
-    process = subprocess.Popen(
-        [*START, "run", *at(engine), *SHORT, "--rate", "20", "-d", "100", "-o", str(file)],
-        cwd=tmp_path,
-        env=environment(tmp_path),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        until = time.monotonic() + 60
-        while engine.seen()["requests"] < 30 and time.monotonic() < until:
-            time.sleep(0.05)
+    with started(
+        tmp_path, "run", *at(engine), *SHORT, "--rate", "20", "-d", "100", "-o", str(file)
+    ) as process:
+        wait_until(lambda: engine.seen()["requests"] >= 30)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "INTERRUPTED" in out
@@ -151,6 +168,29 @@ def test_ctrl_c_keeps_what_was_measured(engine: SyntheticEngine, tmp_path: Path)
     (phase,) = found.phases
     assert len([record for record in phase.records if not record.error]) >= 10
     assert {record.error for record in phase.records} <= {"", "unfinished"}
+
+
+def test_a_second_ctrl_c_keeps_the_loads_that_were_over(engine: SyntheticEngine, tmp_path: Path) -> None:
+    file = tmp_path / "r.json"
+    load = ["--rate", "20", "-d", "3", "--repeats", "2", "-o", str(file)]
+    with started(tmp_path, "run", *at(engine), *SHORT, *load) as process:
+        wait_until(lambda: engine.seen()["requests"] >= 90)
+        for client in psutil.Process(process.pid).children():
+            client.suspend()  # it cannot hear that it should end
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        said = ""
+        while "Ctrl-C again" not in said:
+            said += process.stderr.readline()
+        time.sleep(2 * SAME_SECONDS)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "INTERRUPTED" in out
+    (phase,) = results.read(file).phases
+    assert phase.block == 0
+    assert not phase.interrupted
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -176,6 +177,30 @@ def test_images_are_counted() -> None:
 def test_nonsense_is_refused(text: bytes) -> None:
     with pytest.raises(http1.BadAnswer):
         read([text])
+
+
+def streamed(piece: str) -> bytes:
+    return event({"content": piece}, "stop")
+
+
+def in_one(piece: str) -> bytes:
+    return msgspec.json.encode({"choices": [{"message": {"content": piece}, "finish_reason": "stop"}]})
+
+
+@pytest.mark.parametrize(("kind", "body"), [(answers.Stream, streamed), (answers.Whole, in_one)])
+def test_text_is_kept_up_to_a_bound(
+    kind: type[answers.Stream | answers.Whole], body: Callable[[str], bytes]
+) -> None:
+    def kept(length: int, keep_text: bool = True) -> str:
+        reader = kind(Record(0, "t", 0, 0, status=200), keep_text)
+        reader.feed(body("é" * length), 1.0)
+        reader.end()
+        return str(reader.text)
+
+    assert kept(answers.MAX_TEXT) == "é" * answers.MAX_TEXT
+    with pytest.raises(http1.BadAnswer, match="characters"):
+        kept(answers.MAX_TEXT + 1)
+    kept(answers.MAX_TEXT + 1, keep_text=False)  # what is not kept may be as long as it likes
 
 
 def test_an_answer_may_end_with_its_connection() -> None:

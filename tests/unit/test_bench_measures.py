@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.harness.measures import Slo, check, measure, measure_all, summary
+from benchmarks.harness.measures import Slo, check, measure, measure_all
 from benchmarks.harness.noise import (
     Pool,
     draws,
@@ -24,6 +24,7 @@ from benchmarks.harness.noise import (
 )
 from benchmarks.harness.records import Record
 from benchmarks.harness.steady import in_flight, steady_window
+from benchmarks.harness.summary import summary
 from chutes.exception import UsageError
 from tests.unit.bench_records import answer, refused
 

@@ -23,6 +23,9 @@ from chutes.chute.template.openai_models import (
 )
 from chutes.exception import InvalidSpec
 
+_Playground = Callable[[str, bool], dict[str, Any]]
+"""Makes the short form of a request, by the model's name and whether it streams."""
+
 
 class TextChute(ChutePack):
     """A chute that answers as OpenAI does, and handles on its cords."""
@@ -59,49 +62,31 @@ def text_chute(
     chute = Chute(name=name, standard_template="vllm", revision=revision, **declared)
     chute.serve_with(EngineSpec(name=engine, model=model, revision=revision, args=args))
 
-    @chute.cord(
-        passthrough=True,
-        sglang_passthrough=engine == "sglang",
-        passthrough_path="/v1/chat/completions",
-        public_api_path="/v1/chat/completions",
-        stream=True,
-        input_schema=ChatCompletionRequest,
-        minimal_input_schema=playground_chat(name, stream=True),
-    )
+    def cord(path: str, request: type, playground: _Playground, *, stream: bool) -> Callable[..., Any]:
+        """Relays a POST to the engine's own `path`."""
+        return chute.cord(
+            passthrough=True,
+            sglang_passthrough=engine == "sglang",
+            passthrough_path=path,
+            public_api_path=path,
+            stream=stream,
+            input_schema=request,
+            minimal_input_schema=playground(name, stream),
+        )
+
+    @cord("/v1/chat/completions", ChatCompletionRequest, playground_chat, stream=True)
     async def chat_stream(data) -> ChatCompletionStreamResponse:
         return data
 
-    @chute.cord(
-        passthrough=True,
-        sglang_passthrough=engine == "sglang",
-        passthrough_path="/v1/chat/completions",
-        public_api_path="/v1/chat/completions",
-        input_schema=ChatCompletionRequest,
-        minimal_input_schema=playground_chat(name, stream=False),
-    )
+    @cord("/v1/chat/completions", ChatCompletionRequest, playground_chat, stream=False)
     async def chat(data) -> ChatCompletionResponse:
         return data
 
-    @chute.cord(
-        passthrough=True,
-        sglang_passthrough=engine == "sglang",
-        passthrough_path="/v1/completions",
-        public_api_path="/v1/completions",
-        stream=True,
-        input_schema=CompletionRequest,
-        minimal_input_schema=playground_completion(name, stream=True),
-    )
+    @cord("/v1/completions", CompletionRequest, playground_completion, stream=True)
     async def completion_stream(data) -> CompletionStreamResponse:
         return data
 
-    @chute.cord(
-        passthrough=True,
-        sglang_passthrough=engine == "sglang",
-        passthrough_path="/v1/completions",
-        public_api_path="/v1/completions",
-        input_schema=CompletionRequest,
-        minimal_input_schema=playground_completion(name, stream=False),
-    )
+    @cord("/v1/completions", CompletionRequest, playground_completion, stream=False)
     async def completion(data) -> CompletionResponse:
         return data
 

@@ -40,6 +40,8 @@ class _Value:
             return args[0]  # @triton.jit
         if self._name.startswith("triton.") and (args or options):
             return lambda decorated: decorated  # @triton.jit(...)
+        # A refusal, not a part that is missing here. SGLang catches it where it asks triton for the GPU
+        # (kernels/ops/attention/fla/utils.py); a kernel that is called after all ends with this sentence.
         raise NotImplementedError(f"{self._name} needs a GPU: this environment of SGLang is for CPUs.")
 
 

@@ -24,6 +24,8 @@ def prepare() -> None:
         except OSError:  # libtorch_cuda.so and the like are not there
             continue
         return
+    # torch's registry of operators, not a file that is loaded. torchvision/_meta_registrations.py looks both
+    # up in it while it is imported: without them it ends with "operator torchvision::nms does not exist".
     operators = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
