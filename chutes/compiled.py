@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,9 +33,9 @@ ROOT = Path(__file__).parent
 CORE = ROOT / "gateway"
 PLACE = CORE / "__compiled__"
 NAMES = (
-    *("access", "answers", "balance", "breaker", "chunked", "client", "events", "exchange", "heads", "http"),
-    *("meter", "orders", "outbox", "quota", "relay", "routing", "scores", "service", "surface", "upstream"),
-    *("limits", "surroundings", "waiting"),
+    *("access", "account", "answers", "balance", "bodies", "breaker", "chunked", "client", "clients"),
+    *("events", "exchange", "heads", "http", "limits", "meter", "orders", "outbox", "quota", "relay"),
+    *("routing", "scores", "service", "surface", "surroundings", "upstream", "waiting"),
 )
 """What a request goes through."""
 NEEDED = ("gateway/shapes", "board", "config", "exception", "wire", "chute/agreed", "chute/docs")
@@ -48,6 +49,14 @@ options = ["--follow-imports=silent", "--ignore-missing-imports", "--no-warn-unu
 modules = mypycify([*options, *{files!r}], opt_level="3", debug_level="0")
 setup(name="chutes-gateway", packages=[], ext_modules=modules)
 """
+
+_NO_COMPILER = re.compile(r"command '[^']*' failed: No such file|unable to execute '[^']*': No such file")
+
+
+class Lacking(ChutesError):
+    """There is no mypyc or no C compiler here, so nothing is said of the source."""
+
+    exit_code = 3
 
 
 def digest() -> str:
@@ -90,7 +99,7 @@ def use() -> None:
 def build() -> Path:
     """Make a build of the present source; takes a minute. Returns: where it is.
 
-    Raises: ChutesError.
+    Raises: ChutesError; Lacking where there is nothing to make it with.
     """
     place = PLACE / digest()
     if place.is_dir():
@@ -106,7 +115,7 @@ def build() -> Path:
         environment = {**os.environ, "CFLAGS": "-fvisibility=hidden -g0"}
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
-            raise ChutesError(*_why(done.stdout + done.stderr))
+            raise _why(done.stdout + done.stderr)
         made = work / "made"
         made.mkdir()
         for file in [*work.glob("*__mypyc.*"), *(work / "chutes/gateway").glob("*.so")]:
@@ -127,17 +136,22 @@ def build() -> Path:
     return place
 
 
-def _why(output: str) -> tuple[str, str]:
+def _why(output: str) -> ChutesError:
     """What went wrong with a build, and what to do about it."""
     if "No module named 'mypyc'" in output or "No module named 'setuptools'" in output:
-        return "mypyc is not installed.", "Run `pip install 'chutes[compiled]'`."
-    if "Python.h" in output or "command 'gcc'" in output or "command 'cc'" in output:
-        return "There is no C compiler, or no Python.h.", "Install them (`apt install gcc python3-dev`)."
-    return f"The build failed:\n{output[-4000:]}", "The gateway runs without it, at half the speed."
+        return Lacking("mypyc is not installed.", "Run `pip install 'chutes[compiled]'`.")
+    if "Python.h: No such file" in output or _NO_COMPILER.search(output):
+        return Lacking(
+            "There is no C compiler, or no Python.h.", "Install them (`apt install gcc python3-dev`)."
+        )
+    return ChutesError(
+        f"The build failed:\n{output[-4000:]}", "The gateway runs without it, at half the speed."
+    )
 
 
 if __name__ == "__main__":
     try:
         print(f"The gateway's core is compiled: {build()}")  # noqa: T201
     except ChutesError as error:
-        sys.exit(f"{error.message} {error.fix}")
+        print(f"{error.message} {error.fix}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)

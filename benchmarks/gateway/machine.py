@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +102,36 @@ def awake(cpus: set[int]) -> Iterator[dict[int, int]]:
         for spinner in spinners.values():
             spinner.kill()
             spinner.wait()
+
+
+@contextlib.contextmanager
+def gathered(pids: Sequence[int], cpu: int) -> Iterator[None]:
+    """Have all threads of these processes on one CPU, and then where they were before."""
+    homes = {thread: os.sched_getaffinity(thread) for pid in pids for thread in threads(pid)}
+    try:
+        for thread in homes:
+            _move(thread, {cpu})
+        yield
+    finally:
+        for pid in pids:
+            for thread in threads(pid):
+                # One that was started meanwhile is at home where its process is.
+                home = homes.get(thread) or homes.get(pid)
+                if home is not None:
+                    _move(thread, home)
+
+
+def threads(pid: int) -> list[int]:
+    """Of a process; none if it has ended."""
+    try:
+        return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+    except FileNotFoundError:
+        return []
+
+
+def _move(thread: int, cpus: set[int]) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.sched_setaffinity(thread, cpus)
 
 
 def usage(cpu: int) -> Usage:

@@ -7,6 +7,7 @@ measured. Every sample is a process of `load` that checks each answer whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -47,6 +48,8 @@ class Measure:
     """Whether it means anything without a gateway."""
     awake: bool = False
     """All CPUs are kept from halting meanwhile: to wake one takes a hypervisor longer than a request."""
+    one_cpu: bool = False
+    """Engine, gateway and load share the gateway's CPU, so that none has to wake another one."""
 
 
 def measures(quick: bool) -> list[Measure]:
@@ -60,6 +63,7 @@ def measures(quick: bool) -> list[Measure]:
         Measure("requests_c64", ["--connections", "64"], pace, slow=["--connections", "64"]),
         Measure("requests_c1", ["--connections", "1"], pace / 2, slow=["--connections", "1"]),
         Measure("requests_c1_awake", ["--connections", "1"], pace / 2, awake=True),
+        Measure("requests_c1_one_cpu", ["--connections", "1"], pace / 2, one_cpu=True),
         Measure("requests_c256", ["--connections", "256"], pace),
         Measure("requests_16k", ["--connections", "64", "--body-bytes", "16384"], pace),
         Measure(
@@ -138,9 +142,9 @@ class Bench:
         self._cpus = cpus
         self._engine = engine
 
-    def _command(self, contender: Running, arguments: Sequence[str]) -> list[str]:
+    def _command(self, contender: Running, arguments: Sequence[str], cpu: int) -> list[str]:
         where = ["--port", str(contender.port), "--path", PATH, "--model", MODEL, "--keys", ",".join(KEYS)]
-        return ["taskset", "-c", str(self._cpus.load), str(self._load), *where, *arguments]
+        return ["taskset", "-c", str(cpu), str(self._load), *where, *arguments]
 
     def sample(
         self,
@@ -151,14 +155,22 @@ class Bench:
         seconds: float,
         *,
         awake: bool = False,
+        one_cpu: bool = False,
     ) -> Sample:
         """Raises: RuntimeError when `load` could not do its work at all."""
         contender.resume()
         time.sleep(SETTLE_SECONDS)
         try:
-            with machine.awake(set(self._cpus) if awake else set()) as spinners:
-                spinner = [spinners[self._cpus.gateway]] if awake else []
-                return self._sample(number, measure, contender, arguments, seconds, spinner)
+            with contextlib.ExitStack() as stack:
+                # Besides the contender, who rightly uses the gateway's CPU.
+                others: list[int] = []
+                if awake:
+                    spinners = stack.enter_context(machine.awake(set(self._cpus)))
+                    others = [spinners[self._cpus.gateway]]
+                if one_cpu:
+                    others = self._engine.pids
+                    stack.enter_context(machine.gathered(others + contender.pids, self._cpus.gateway))
+                return self._sample(number, measure, contender, arguments, seconds, others, one_cpu)
         finally:
             time.sleep(SETTLE_SECONDS)
             contender.pause()
@@ -170,7 +182,8 @@ class Bench:
         contender: Running,
         arguments: Sequence[str],
         seconds: float,
-        spinner: list[int],
+        others: list[int],
+        one_cpu: bool,
     ) -> Sample:
         timing = ["--seconds", f"{seconds:g}"]
         if "--warmup" not in arguments:
@@ -180,15 +193,18 @@ class Bench:
         arguments = [*arguments, *timing]
         machine_before = machine.usage(self._cpus.gateway)
         cpu, engine_cpu = machine.cpu_seconds(contender.pids), machine.cpu_seconds(self._engine.pids)
-        spun = machine.cpu_seconds(spinner)
-        command = self._command(contender, arguments)
+        others_cpu = machine.cpu_seconds(others)
+        command = self._command(contender, arguments, self._cpus.gateway if one_cpu else self._cpus.load)
         done = subprocess.run(mortal(command), capture_output=True, check=False, timeout=120, text=True)
         cpu = machine.cpu_seconds(contender.pids) - cpu
         engine_cpu = machine.cpu_seconds(self._engine.pids) - engine_cpu
-        spun = machine.cpu_seconds(spinner) - spun
+        others_cpu = machine.cpu_seconds(others) - others_cpu
         now = machine.usage(self._cpus.gateway)
         if done.returncode or not done.stdout:
             raise RuntimeError(f"load against {contender.name}: {done.stderr.strip() or done.returncode}")
+        load = json.loads(done.stdout)
+        if one_cpu:
+            others_cpu += load["cpu_s"]
         wall = now.at - machine_before.at
         steal = now.steal - machine_before.steal
         used = now.busy - machine_before.busy + steal
@@ -197,11 +213,11 @@ class Bench:
             measure=measure,
             contender=contender.name,
             command=" ".join(["load", *arguments]),
-            load=json.loads(done.stdout),
+            load=load,
             cpu_s=cpu,
             engine_cpu_s=engine_cpu,
             wall_s=wall,
-            foreign=max(0.0, (used - cpu - spun) / wall),
+            foreign=max(0.0, (used - cpu - others_cpu) / wall),
             steal=steal / wall,
         )
 
@@ -212,7 +228,7 @@ class Bench:
         contender.resume()
         before = machine.resident_mb(contender.pids)
         process = subprocess.Popen(
-            mortal(self._command(contender, arguments)),
+            mortal(self._command(contender, arguments, self._cpus.load)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -259,5 +275,15 @@ def run_rounds(
                 seconds = (
                     max(measure.seconds, SLOW_SECONDS) if slow and measure.seconds > 0.1 else measure.seconds
                 )
-                keep(bench.sample(number, measure.name, contender, arguments, seconds, awake=measure.awake))
+                keep(
+                    bench.sample(
+                        number,
+                        measure.name,
+                        contender,
+                        arguments,
+                        seconds,
+                        awake=measure.awake,
+                        one_cpu=measure.one_cpu,
+                    )
+                )
         print(f"round {number + 1} of {rounds} done", file=sys.stderr, flush=True)

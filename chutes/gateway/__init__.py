@@ -4,8 +4,10 @@ A worker is one process (`python -m chutes.gateway`) with one event loop. A requ
 straight line, without a task, a future or a copy that it does not need:
 
     client.py     bytes from a client → whole requests              (protocol)
+    clients.py    all of these connections: what they share, sweeps, draining
     heads.py      is it a head that came before?                    (pure)
     http.py       a head → facts, strictly                          (pure)
+    bodies.py     a body that comes in several reads                (pure)
     chunked.py    chunked bodies: where they end, what is in them   (pure)
     service.py    a request → an answer, a refusal, or an order to forward
       orders.py   what it decides, as data
@@ -14,7 +16,8 @@ straight line, without a task, a future or a copy that it does not need:
       scores.py   in which order the chutes of a list               (pure)
       surface.py  the body as the engine is to get it               (pure)
       answers.py  error objects and the list of models              (pure)
-    exchange.py   one order → its turn, attempts on instances, a record
+    exchange.py   one order → its turn, attempts on instances, an answer
+      account.py  what is kept of it and told once at its end
       surroundings.py  what it sees of its client and its worker
       quota.py    what its key has left of its limits               (pure, on the board)
       waiting.py  whose turn it is when all are busy                (pure)

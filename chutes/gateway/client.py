@@ -1,10 +1,10 @@
-"""Connections from clients: bytes in, whole requests out, answers back in order.
+"""One connection from a client: bytes in, whole requests out, answers back in order.
 
-A connection is in one of five states, told apart by its fields:
+It is in one of five states, told apart by its fields:
 
     idle       no head begun, nothing in flight
     head       `_buffer` holds a part of a head
-    body       `_request` is set: its body is coming
+    body       `_request` and `_body` are set: a body is coming
     busy       `_exchange` is set: an instance is answering; bytes of later requests wait in `_buffer`
     lingering  refused and half closed; what still comes is thrown away until the client closes
 """
@@ -12,73 +12,22 @@ A connection is in one of five states, told apart by its fields:
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
-from chutes import wire
 from chutes.gateway import answers, limits
 from chutes.gateway.answers import Answer, Refusal
-from chutes.gateway.chunked import BadChunk, ChunkScanner
+from chutes.gateway.bodies import IncomingBody
 from chutes.gateway.exchange import Exchange
-from chutes.gateway.heads import AnswerHeads, Remembered
-from chutes.gateway.http import REQUEST_ID, RequestHead, bad
-from chutes.gateway.meter import monotonic
-from chutes.gateway.quota import Quota
+from chutes.gateway.heads import Remembered
+from chutes.gateway.http import RequestHead, bad
 from chutes.gateway.relay import AnswerRelay
-from chutes.gateway.service import Service
-from chutes.gateway.surroundings import Client, Surroundings
+from chutes.gateway.surroundings import Client
+
+if TYPE_CHECKING:
+    from chutes.gateway.clients import Clients
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class Clients(Surroundings):
-    """All client connections of a worker, and what they share."""
-
-    def __init__(self, service: Service, send: Callable[[wire.FromWorker], None]) -> None:
-        super().__init__(Quota(service.board), send)
-        self.service = service
-        self.no_heads = AnswerHeads()
-        """What an answer is read with until its engine is chosen."""
-        self.connections: set[ClientConnection] = set()
-        self.draining = False
-        self.emptied: Callable[[], None] | None = None
-        """Called when the last connection of a draining worker has gone."""
-        self._prefix = f"req-{os.urandom(6).hex()}-".encode()
-        self._answered = 0
-
-    def accept(self) -> Any:
-        """A new connection's protocol."""
-        return ClientConnection(self)
-
-    def request_id(self, request: RequestHead | None) -> bytes:
-        """The client's own, if it can stand in a log line; else one that no other worker will give."""
-        own = request.headers.get(b"x-request-id") if request is not None else None
-        if (
-            own is not None and REQUEST_ID.fullmatch(own) and b"cpk_" not in own
-        ):  # ids go to logs, keys may not
-            return own
-        self._answered += 1
-        return b"%b%d" % (self._prefix, self._answered)
-
-    def sweep(self) -> None:
-        self.tick += 1
-        for connection in list(self.connections):
-            connection.sweep(self.tick)
-        self.service.upstreams.sweep(self.tick, monotonic())
-
-    def drain(self) -> None:
-        """Close what is idle now, and every other connection after the answer that it waits for."""
-        self.draining = True
-        for connection in list(self.connections):
-            connection.close_if_idle()
-        if not self.connections and self.emptied is not None:
-            self.emptied()
-
-    def abort(self) -> None:
-        for connection in list(self.connections):
-            connection.abort()
 
 
 def _no_body() -> Refusal:
@@ -100,14 +49,11 @@ class ClientConnection(Client):
         "_ending",
         "_exchange",
         "_known",
-        "_length",
         "_lingering",
-        "_overhead",
         "_reading_paused",
         "_request",
         "_request_id",
         "_request_started",
-        "_scanner",
         "_since",
         "_transport",
     )
@@ -119,13 +65,7 @@ class ClientConnection(Client):
         self._request: RequestHead | None = None
         """The request whose body is coming, or that is being answered."""
         self._request_id = b""
-        self._body = bytearray()
-        """One piece of memory, however small the pieces that it came in."""
-        self._length = 0
-        """Bytes that it will have, unless it is chunked."""
-        self._scanner: ChunkScanner | None = None
-        self._overhead = 0
-        """Bytes of a chunked body that are not of its chunks' content."""
+        self._body: IncomingBody | None = None
         self._exchange: Exchange | None = None
         self._known: Remembered[RequestHead] | None = None
         """The last head that came, if it is likely to come again."""
@@ -176,10 +116,7 @@ class ClientConnection(Client):
         if self._exchange is not None:
             self._exchange.cancel()
             self._exchange = None
-        clients = self._clients
-        clients.connections.discard(self)
-        if clients.draining and not clients.connections and clients.emptied is not None:
-            clients.emptied()
+        self._clients.left(self)
 
     def pause_writing(self) -> None:
         self._blocked = True
@@ -276,9 +213,11 @@ class ClientConnection(Client):
                     self._buffer = data
                     self._pause_reading()
                     return
-                data = (
-                    self._read_head(data) if self._request is None else self._read_body(self._request, data)
-                )
+                request, body = self._request, self._body
+                if request is None or body is None:
+                    data = self._read_head(data)
+                else:
+                    data = self._read_body(request, body, data)
                 if self._exchange is not None:
                     self._buffer = data
                     return
@@ -313,10 +252,8 @@ class ClientConnection(Client):
         if isinstance(self._clients.service.admit(request, length, time.time()), Answer):
             # Such paths ask for no key, so a stranger could have us buffer bodies for nothing.
             raise _no_body()
-        self._length = length
+        self._body = IncomingBody(None if request.chunked else length)
         self._since = self._request_started = self._clients.tick
-        if request.chunked:
-            self._scanner = ChunkScanner()
         if request.expects_continue and not data:
             self.pass_on(CONTINUE)
         return data
@@ -329,39 +266,16 @@ class ClientConnection(Client):
         self._buffer = data
         return b""
 
-    def _read_body(self, request: RequestHead, data: bytes) -> bytes:
+    def _read_body(self, request: RequestHead, body: IncomingBody, data: bytes) -> bytes:
         """Take this request's body from the front of `data`; serve it when whole; return the rest."""
         self._since = self._clients.tick
-        scanner = self._scanner
-        if scanner is None:
-            missing = self._length - len(self._body)
-            part, rest = (data, b"") if len(data) <= missing else (data[:missing], data[missing:])
-            self._body += part
-            whole = len(self._body) == self._length
-        else:
-            pieces: list[bytes] = []
-            try:
-                taken = scanner.feed(data, pieces)
-            except BadChunk as error:
-                raise bad(f"The chunked body is broken: {error}") from None
-            payload = b"".join(pieces)
-            self._body += payload
-            self._overhead += taken - len(payload)
-            if self._overhead > len(self._body) // 2 + limits.CHUNK_OVERHEAD_BYTES:
-                raise bad("The chunks of the body are too small.")
-            if len(self._body) > self._clients.service.max_body:
-                raise self._clients.service.too_large()
-            whole, rest = scanner.ended, data[taken:]
-        if whole:
-            body = bytes(self._body)
-            self._forget_body()
-            self._dispatch(request, body)
+        rest = body.take(data)
+        if len(body) > self._clients.service.max_body:
+            raise self._clients.service.too_large()
+        if body.whole:
+            self._body = None
+            self._dispatch(request, body.content())
         return rest
-
-    def _forget_body(self) -> None:
-        self._body = bytearray()
-        self._scanner = None
-        self._overhead = 0
 
     def _dispatch(self, request: RequestHead, body: bytes) -> None:
         clients = self._clients
@@ -440,7 +354,7 @@ class ClientConnection(Client):
         self._lingering = True
         self._since = self._clients.tick
         self._buffer = b""
-        self._forget_body()
+        self._body = None
         self._resume_reading()
         if self._transport.can_write_eof():
             self._clients.outbox.then(self._transport.write_eof)

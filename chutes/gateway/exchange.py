@@ -12,23 +12,20 @@ from contextlib import contextmanager
 from typing import Final
 from zlib import crc32
 
-from chutes import wire
 from chutes.gateway import breaker, limits
+from chutes.gateway.account import Account
 from chutes.gateway.answers import Refusal
 from chutes.gateway.breaker import HEALTHY
 from chutes.gateway.http import BadAnswer
 from chutes.gateway.meter import monotonic
 from chutes.gateway.orders import Order
 from chutes.gateway.relay import AnswerRelay
-from chutes.gateway.scores import scored
-from chutes.gateway.shapes import Usage
 from chutes.gateway.surroundings import Client, Surroundings
 from chutes.gateway.upstream import Instance, UpstreamConnection, hopeless
 from chutes.gateway.waiting import Ticket, Why
 
 JOIN_BYTES: Final = 16 * 1024
 """Up to here one copy of the body is cheaper than a second entry in the socket's write queue."""
-
 
 CLIENT_GONE: Final = 499
 """Status of a record, as in nginx's log, of a client that left before there was any."""
@@ -63,10 +60,6 @@ class Exchange:
     _connection: UpstreamConnection | None = None
     _ticket: Ticket[Exchange] | None = None
     """Its place in the line of its chute, while it waits there."""
-    _counted = False
-    """Its key's quota has it in flight."""
-    _tried: Instance | None = None
-    """The last one that was tried, for the record."""
     _avoid: tuple[Instance, ...] = ()
     """Instances that failed this order."""
     _broke = False
@@ -74,19 +67,10 @@ class Exchange:
     _renewed = False
     """It has been sent again because an idle connection turned out to be closed."""
     _sent = 0.0
-    _recorded = False
+    """When the order was; monotonic, as all times here."""
     _paused = False
-    _retries = 0
-    _queued = 0.0
-    """Seconds in the line."""
-    _first = 0.0
-    """When the first byte of the answer went out; monotonic, as all times here."""
-    _last = 0.0
-    """When the last part of a stream did."""
     _passed = False
     """The client has got a part of an answer."""
-    _chunks = 0
-    """Parts with a body that it has got."""
 
     def __init__(self, client: Client, worker: Surroundings, order: Order, relay: AnswerRelay) -> None:
         self._client = client
@@ -94,7 +78,7 @@ class Exchange:
         self._order = order
         self._relay = relay
         self._heard = worker.tick
-        self._started = monotonic()
+        self._account = Account(worker)
 
     @property
     def prefix(self) -> int | None:
@@ -106,7 +90,7 @@ class Exchange:
 
     def start(self) -> None:
         """Go to an instance, or into the line. A refusal is answered, not raised."""
-        order, now = self._order, self._started
+        order, now = self._order, self._account.started
         key = order.standing.key
         if key.slot is not None:
             try:
@@ -114,7 +98,7 @@ class Exchange:
             except Refusal as refusal:
                 self.give_up(refusal)
                 return
-            self._counted = True
+            self._account.counted = True
         group = order.group
         instance = order.only or (None if len(group.line) else group.choose(now, order.prefix))
         if instance is not None:
@@ -140,8 +124,8 @@ class Exchange:
 
     def received(self, data: bytes) -> None:
         """Bytes from the engine. The hot path: called for every chunk of every stream."""
-        worker, relay = self._worker, self._relay
-        self._heard = worker.tick
+        relay = self._relay
+        self._heard = self._worker.tick
         try:
             out = relay.feed(data)
         except BadAnswer as error:
@@ -156,20 +140,14 @@ class Exchange:
             if instance is not None and (relay.status >= 500 or instance.health is not HEALTHY):
                 self._judge(instance)
             self._release(reusable=relay.reusable)
-            self._chunks += 1
+            self._account.last_part()
             # First, as what follows may serve the next request of the connection.
             self._record(relay.status)
             self._client.complete(out, relay.keep_alive)
         elif out:
             self._passed = True
             if relay.spoke:  # a head alone is no first token
-                now = monotonic()
-                if not self._first:
-                    self._first = now
-                elif relay.event_stream:
-                    worker.meter.gap(now - self._last)
-                self._last = now
-                self._chunks += 1
+                self._account.part(relay.event_stream)
             self._client.pass_on(out)
 
     def lost(self, exc: Exception | None) -> None:
@@ -218,13 +196,13 @@ class Exchange:
     def sweep(self, tick: int) -> None:
         if self._ticket is not None:
             order = self._order
-            found = self._find(self._avoid) if order.otherwise is not None else None
+            found = order.placed(monotonic(), self._avoid) if order.otherwise is not None else None
             if found is not None:  # another chute of the list has room by now
                 order.group.line.cancel(self._ticket)
                 self._order = found[0]
                 self.proceed(found[1])
                 return
-            self._wake()
+            self._worker.wake(self._order.group)
             if order.standing.comments and order.stream and tick % limits.COMMENT_SECONDS == 0:
                 self._client.pass_on(self._relay.comment())
             return
@@ -248,7 +226,7 @@ class Exchange:
             self._order, group = order, order.group
         if not group.present():
             why = Why.STARTING
-            self._wake()
+            self._worker.wake(group)
         try:
             self._ticket = group.line.add(self, order.standing.key.key_id, why, monotonic())
         except Refusal as refusal:
@@ -256,18 +234,11 @@ class Exchange:
 
     def _leave_line(self) -> None:
         if self._ticket is not None:
-            self._queued += monotonic() - self._ticket.since
+            self._account.queued += monotonic() - self._ticket.since
             self._ticket = None
 
-    def _wake(self) -> None:
-        """Have the chute started if it sleeps: it may have been put to sleep while this one waited."""
-        group = self._order.group
-        if group.route is not None and group.route.asleep and group.woken != self._worker.tick:
-            group.woken = self._worker.tick
-            self._worker.report(wire.Wake(group.route.chute_id))
-
     def _try(self, instance: Instance, *, fresh: bool = False) -> None:
-        self._instance = self._tried = instance
+        self._instance = self._account.tried = instance
         self._relay.heads = instance.heads
         instance.begin()
         if instance.health is not HEALTHY:
@@ -289,9 +260,8 @@ class Exchange:
             return
         if instance.health.absent:
             instance.health = breaker.reached(instance.health)
-        if (
-            self._instance is not instance
-        ):  # over, but not cancelled, as a connection half made would leak; the next request has it
+        # Over, but not cancelled, as a connection half made would leak; the next request has it.
+        if self._instance is not instance:
             instance.give_back(connection, self._worker.tick)
         else:
             self._send(connection)
@@ -328,7 +298,7 @@ class Exchange:
 
     def _unreachable(self, instance: Instance, error: Exception) -> None:
         """No connection, so no harm done: any other instance will do, and the next one if there is none."""
-        self._report(instance, f"cannot connect: {error or type(error).__name__}")
+        self._worker.report(instance, f"cannot connect: {error or type(error).__name__}")
         instance.health = breaker.unreachable(instance.health, monotonic())
         self._release(reusable=False)
         self._avoid = (*self._avoid, instance)
@@ -348,7 +318,7 @@ class Exchange:
         """The engine failed after it had the order."""
         instance = self._instance
         assert instance is not None
-        self._report(instance, error)
+        self._worker.report(instance, error)
         instance.health = breaker.failed(instance.health, crc32(self._order.body), monotonic())
         if self._relay.begun or self._broke or not self._order.repeatable:
             self._fail(502, "upstream_broke_off", "broke off before its answer was whole")
@@ -362,7 +332,7 @@ class Exchange:
         if instance.retired:
             self._fail(502, "upstream_broke_off", "broke off before its answer was whole")
         else:
-            self._retries += 1
+            self._account.retries += 1
             self._try(instance, fresh=True)
 
     def _elsewhere(self) -> bool:
@@ -373,7 +343,7 @@ class Exchange:
         if self._broke or not order.repeatable:
             return False
         avoid = (*self._avoid, instance)
-        found = self._find(avoid)
+        found = order.placed(monotonic(), avoid)
         if found is None:
             return False
         self._judge(instance)
@@ -382,36 +352,25 @@ class Exchange:
         self._avoid = avoid
         self._broke = True
         self._relay = self._relay.again()
-        self._retries += 1
+        self._account.retries += 1
         self._order = found[0]
         self._try(found[1])
         return True
 
     def _another(self) -> bool:
         """Try an instance that has not failed this order; of the next chute, if a list was asked for."""
-        found = self._find(self._avoid)
+        found = self._order.placed(monotonic(), self._avoid)
         if found is not None:
-            self._retries += 1
+            self._account.retries += 1
             self._order = found[0]
             self._try(found[1])
             return True
         order = self._order
-        if self._retries < MOST_RETRIES and any(i not in self._avoid for i in order.group.instances):
-            self._retries += 1
+        if self._account.retries < MOST_RETRIES and any(i not in self._avoid for i in order.group.instances):
+            self._account.retries += 1
             self._wait()  # those that have not failed it are full
             return True
         return False
-
-    def _find(self, avoid: tuple[Instance, ...]) -> tuple[Order, Instance] | None:
-        """A free instance that is none of these, and the order for it: the next chute's, if need be."""
-        order: Order | None = self._order
-        now = monotonic()
-        while order is not None:
-            other = order.group.choose(now, order.prefix, avoid)
-            if other is not None:
-                return order, other
-            order = order.otherwise
-        return None
 
     def _judge(self, instance: Instance) -> None:
         """Take what an answer says of its instance into account."""
@@ -437,47 +396,4 @@ class Exchange:
             self._client.complete(event, False)
 
     def _record(self, status: int, error: str = "") -> None:
-        """Count what has ended. Times are kept relative to its start."""
-        if self._recorded:
-            return
-        self._recorded = True
-        order, relay, instance = self._order, self._relay, self._tried
-        chunks = self._chunks if relay.event_stream else 0
-        standing = order.standing
-        started, now, meter = self._started, monotonic(), self._worker.meter
-        first = (self._first or now) - started if relay.begun else 0.0
-        # A stream that was cut has told nothing: engines send some one token a chunk.
-        usage = relay.usage or Usage(0, 0 if order.draws else max(0, chunks - 1), 0)
-        if self._counted:
-            self._worker.quota.end(standing.key, usage[0] + usage[1], now)
-        if chunks > 1 and usage[1]:
-            order.group.score = scored(order.group.score, first, now - started, usage[1])
-        meter.add(
-            wire.Record(
-                relay.request_id.decode(),
-                standing.key.key_id,
-                order.group.chute_id or "",
-                instance.instance_id if instance is not None else "",
-                standing.method,
-                standing.path,
-                order.model[: limits.NAME_CHARACTERS],
-                status,
-                error,
-                meter.started(started),
-                self._queued,
-                first,
-                now - started,
-                usage[0],
-                usage[1],
-                usage[2],
-                chunks,
-                self._retries,
-                order.stream,
-            )
-        )
-
-    def _report(self, instance: Instance, error: str) -> None:
-        """Tell control, at most once a second and instance: a thousand requests may break at once."""
-        if instance.chute_id is not None and instance.last_report != self._worker.tick:
-            instance.last_report = self._worker.tick
-            self._worker.report(wire.UpstreamLost(instance.chute_id, instance.upstream.instance_id, error))
+        self._account.close(self._order, self._relay, status, error)

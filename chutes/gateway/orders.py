@@ -165,6 +165,16 @@ class Order:
         """Request line and header lines, without Host, Authorization and X-Request-Id."""
         self.body = body
 
+    def placed(self, now: float, avoid: tuple[Instance, ...]) -> tuple[Order, Instance] | None:
+        """A free instance that is none of these, and the order for it: the next chute's, if need be."""
+        order: Order | None = self
+        while order is not None:
+            instance = order.group.choose(now, order.prefix, avoid)
+            if instance is not None:
+                return order, instance
+            order = order.otherwise
+        return None
+
 
 def _fields(request: RequestHead, names: tuple[tuple[bytes, bytes], ...]) -> bytes:
     headers = request.headers

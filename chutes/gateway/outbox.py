@@ -19,6 +19,8 @@ class Outbox:
     """The writes of one event loop, in the order in which they were asked for."""
 
     def __init__(self) -> None:
+        # Asked for once: Python 3.11 makes a system call of it, to see whether the process has forked.
+        self._soon = asyncio.get_running_loop().call_soon
         self._bytes = 0
         self._waiting: list[tuple[Any, bytes | None]] = []
         """Transports with what they are to send; with None, what is to be called."""
@@ -30,7 +32,7 @@ class Outbox:
 
     def write(self, transport: asyncio.Transport, data: bytes) -> None:
         if not self._waiting:
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._soon(self.flush)
         self._waiting.append((transport, data))
         self._bytes += len(data)
         if self._bytes > limits.OUTBOX_BYTES:
@@ -39,7 +41,7 @@ class Outbox:
     def then(self, action: Callable[[], None]) -> None:
         """Do this after what is to be written before it: closing, for one."""
         if not self._waiting:
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._soon(self.flush)
         self._waiting.append((action, None))
 
     def flush(self) -> None:

@@ -24,7 +24,7 @@ import uvloop
 from chutes import wire
 from chutes.board import Board
 from chutes.gateway import limits
-from chutes.gateway.client import Clients
+from chutes.gateway.clients import Clients
 from chutes.gateway.service import Service
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

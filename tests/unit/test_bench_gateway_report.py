@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.gateway import report
+from benchmarks.gateway import machine, report
 from benchmarks.gateway.contenders import KEYS, MODEL
 from benchmarks.gateway.measures import Sample
 from benchmarks.gateway.worker import Control, table
 from chutes import wire
+from chutes.mortal import mortal
 
 
 def sample(contender: str, number: int, measure: str, **load: Any) -> Sample:
@@ -78,6 +82,43 @@ def test_bounds_that_do_not_hold_are_said_loudly() -> None:
     assert "4 OF 7 BOUNDS ARE NOT MET" in text
     assert "a wrong chunk" in text
     assert "litellm skipped: not here" in text
+
+
+def test_what_one_connection_costs_is_told_in_three_ways() -> None:
+    p50 = {
+        "requests_c1": {"direct": 20.0, "nginx": 196.0, "chutes": 252.0},
+        "requests_c1_awake": {"direct": 25.0, "nginx": 117.0, "chutes": 169.0},
+        "requests_c1_one_cpu": {"direct": 10.0, "nginx": 40.0, "chutes": 55.0},
+    }
+    samples = [
+        sample(name, 0, measure, latency_us={"p50": value, "p99": value})
+        for measure, of in p50.items()
+        for name, value in of.items()
+    ]
+    found = {label: (holds, said) for label, holds, said in report.bounds(result(samples))}
+    assert found["≤ 60 µs added to p50 at 1 connection"] == (
+        False,
+        "232 µs (nginx adds 176); on CPUs kept awake 144 µs (nginx 92); all on one CPU 45 µs (nginx 30)",
+    )
+
+
+def test_threads_go_to_one_cpu_and_home_again() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    program = "import threading; t = threading.Thread(target=input); t.start(); print(flush=True); t.join()"
+    command = mortal(["taskset", "-c", str(cpus[-1]), sys.executable, "-c", program])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        threads = machine.threads(process.pid)
+        assert len(threads) == 2
+        with machine.gathered([process.pid], cpus[0]):
+            assert [os.sched_getaffinity(thread) for thread in threads] == [{cpus[0]}] * 2
+        assert [os.sched_getaffinity(thread) for thread in threads] == [{cpus[-1]}] * 2
+        process.communicate(b"\n")
+    with machine.gathered([process.pid], cpus[0]):  # it has ended
+        assert machine.threads(process.pid) == []
 
 
 def test_figures_are_put_between_their_marks(tmp_path: Path) -> None:

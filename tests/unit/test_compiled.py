@@ -13,6 +13,7 @@ import pytest
 
 import chutes
 from chutes import compiled
+from chutes.gateway import client
 
 THERE = "from chutes import compiled; print(compiled.there() is not None)"
 
@@ -41,6 +42,27 @@ def run(checkout: Path, code: str, **variables: str) -> str:
 def pretend(checkout: Path) -> None:
     """Leave an empty build of the present source."""
     run(checkout, "from chutes import compiled; (compiled.PLACE / compiled.digest()).mkdir(parents=True)")
+
+
+def test_tests_of_the_compiled_core_run_it() -> None:
+    if os.environ.get("CHUTES_COMPILED") != "1":
+        pytest.skip("asked of `make test-compiled` only")
+    assert client.__file__.endswith(".so")
+
+
+def test_without_mypyc_the_build_names_the_fix(checkout: Path) -> None:
+    # Goes before the one that is installed, and says what Python says where none is.
+    (checkout / "mypyc.py").write_text("""raise ModuleNotFoundError("No module named 'mypyc'")\n""")
+    done = subprocess.run(
+        [sys.executable, "-m", "chutes.compiled"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+    )
+    assert done.returncode == compiled.Lacking.exit_code
+    assert "pip install 'chutes[compiled]'" in done.stderr
 
 
 def test_without_a_build_the_source_runs(checkout: Path) -> None:

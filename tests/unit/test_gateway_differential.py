@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chutes import wire
 from chutes.board import Board
-from chutes.gateway.client import Clients
+from chutes.gateway.clients import Clients
 from chutes.gateway.service import Service
 from chutes.gateway.upstream import UpstreamConnection
 
