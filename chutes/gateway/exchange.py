@@ -306,11 +306,11 @@ class Exchange:
             return
         order = self._order
         sent = self._broke or (self._renewed and not order.repeatable)
-        late = monotonic() - self._started >= limits.MISSED_SECONDS
+        late = monotonic() - self._account.started >= limits.MISSED_SECONDS
         if sent or late or order.only is not None or order.group.chute_id is None:
             self._fail(503, "upstream_unreachable", "cannot be reached")
         else:
-            self._retries += 1
+            self._account.retries += 1
             self._avoid = ()  # nothing has failed it: whichever is there first may have it
             self._wait()
 
