@@ -89,7 +89,7 @@ BREAKER_MOST_SECONDS: Final = 30
 """… up to this (Envoy's base_ejection_time): control finds a dead engine long before."""
 BREAKER_MEMORY_SECONDS: Final = 60
 """Left out again this soon after it came back, the doubling goes on where it was."""
-MISSED_SECONDS: Final = 50
+MISSED_SECONDS = 50
 """For a request that reached no instance to go on trying: one that ended is started again, and control hears
 of it at about the same time. With WAKE_SECONDS below the 600 s of the OpenAI SDK."""
 PROBE_SECONDS: Final = 10
