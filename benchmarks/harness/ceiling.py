@@ -40,8 +40,8 @@ MOST_A_SECOND = 30_000
 MOST_LAG_MS = 5.0
 """99 % of what a client does must be in time by this much, or its figures are its own."""
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05)
-"""Of what it drives as fast as it goes: the loads that are tried until one is held in time. Of chunks that is a
-small one: as fast as it goes, a read has many of them, and in time each comes by itself."""
+"""Of what it drives as fast as it goes: the loads that are tried until one is held in time. Of chunks that is
+a small one: as fast as it goes, a read has many of them, and in time each comes by itself."""
 TICK_US, DRIFT_US = 10_000, 37
 """A hundred chunks a second and stream. `STREAMS` streams tick together, as those of an engine's step do, and
 the engines a little apart."""
