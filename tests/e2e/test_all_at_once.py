@@ -12,6 +12,7 @@ from typing import Any
 import openai
 import pytest
 
+from benchmarks.harness import result as results
 from chutes.model.packaged import MODELS
 from tests.e2e.conftest import DEPLOY_SECONDS, MODEL
 from tests.integration.platform_kit import PlatformKit, platform
@@ -94,6 +95,34 @@ def test_a_function(kit: PlatformKit, key: str) -> None:
     slug = next(chute["slug"] for chute in kit.json("ps") if chute["name"] == "shout")
     status, body = kit.ask(key, f"/{slug}/shout", {"text": "paris"})
     assert (status, body) == (200, b'"PARIS"')
+
+
+@pytest.mark.parametrize(
+    ("model", "workload"),
+    [
+        (MODEL, ["random", "--input-tokens", "16", "--output-tokens", "8"]),
+        ("smol-on-sglang", ["random", "--input-tokens", "16", "--output-tokens", "8"]),
+        ("sentence-transformers/all-MiniLM-L6-v2", ["embeddings", "--input-tokens", "16"]),
+        ("digits", ["images", "--size", "128x128", "--steps", "4"]),
+    ],
+)
+def test_how_fast_each_is_can_be_measured(kit: PlatformKit, model: str, workload: list[str]) -> None:
+    """With and without the gateway, of every kind of work that there is."""
+    file = kit.directory / f"{model.rpartition('/')[2]}.json"
+    both = ["-t", "engine", "-t", "gateway", "--interleave", "rounds", "-c", "2", "-n", "4"]
+    done = kit.run("bench", "run", "-m", model, "-w", *workload, *both, "-o", str(file), timeout=600)
+    assert "FAILED" not in done.stdout
+    phases = results.read(file).phases
+    assert {phase.target for phase in phases} == {"engine", "gateway"}
+    for phase in phases:
+        assert [record.error for record in phase.records] == [""] * 4
+        if workload[0] == "random":
+            assert {record.output_tokens for record in phase.records} == {8}
+        if workload[0] == "embeddings":
+            assert {record.input_tokens for record in phase.records} == {16}
+        if workload[0] == "images":
+            assert {record.images for record in phase.records} == {1}
+    assert file.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_none_of_them_answers_for_another(client: openai.OpenAI) -> None:
