@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.harness.measures import Measures
 from benchmarks.harness.result import Environment, Phase, Result
@@ -34,9 +34,15 @@ def of_result(result: Result) -> list[str]:
     return found
 
 
-def of_phase(phase: Phase, measures: Measures) -> list[str]:
-    """Of one load."""
-    found = list(_client(phase, measures))
+def of_load(phases: Sequence[Phase], measures: Measures) -> list[str]:
+    """Of one load and all its repeats; of the client, how it was when it was worst."""
+    found = list(_client(max(phases, key=lambda phase: phase.client.lag_p99), measures))
+    found += [line for phase in phases for line in _of_phase(phase, measures)]
+    return list(dict.fromkeys(found))
+
+
+def _of_phase(phase: Phase, measures: Measures) -> list[str]:
+    found: list[str] = []
     if phase.interrupted:
         found.append(f"ended before its time: {phase.interrupted}")
     if measures.failed:

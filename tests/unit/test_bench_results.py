@@ -36,7 +36,7 @@ from benchmarks.harness.result import (
 )
 from benchmarks.harness.runs import thin
 from benchmarks.harness.sampling import EngineMetrics, NotThere, Processes, Sampler, of_chute
-from benchmarks.harness.trust import client_limited, of_phase
+from benchmarks.harness.trust import client_limited, of_load
 from chutes.exception import UsageError
 from tests.unit.bench_records import answer, refused, result
 
@@ -307,7 +307,7 @@ def test_a_late_client_is_not_believed() -> None:
     late = load([answer(n, float(n), sent=n + 0.02) for n in range(100)])
     assert client_limited(late, measure(late.records, resamples=5))
     assert any(
-        line.startswith("CLIENT-LIMITED") for line in of_phase(late, measure(late.records, resamples=5))
+        line.startswith("CLIENT-LIMITED") for line in of_load([late], measure(late.records, resamples=5))
     )
     assert not client_limited(load(run(1)), measure(run(1), resamples=5))
 

@@ -257,7 +257,7 @@ def _draw_timeline(view: View, place: Any, theme: Theme) -> None:
             axis.axvline(at, color=theme.faint, linewidth=1)
         axis.set_ylim(0, axis.get_ylim()[1] * HEADROOM)
     if 1 < len(spans) <= MOST_NAMES:
-        for at, name in spans:
+        for (at, _), name in zip(spans, _short([name for _, name in spans]), strict=True):
             requests.text(at, 1.01, f" {name}", transform=requests.get_xaxis_transform(), fontsize=7.5)
     requests.set(ylabel="requests")
     tokens.set(ylabel="output tokens/s")
@@ -326,6 +326,13 @@ def _colours(shown: Sequence[Shown], theme: Theme) -> list[Any]:
         matplotlib.colormaps[theme.ramp](low + (high - low) * names.index(one.name) / (len(names) - 1))
         for one in shown
     ]
+
+
+def _short(names: list[str]) -> list[str]:
+    """Without a first word that all have: `poisson 2/s` and `poisson 4/s` are `2/s` and `4/s`."""
+    words = [name.partition(" ") for name in names]
+    alike = len({first for first, _, _ in words}) == 1 and all(rest for _, _, rest in words)
+    return [rest for _, _, rest in words] if alike else names
 
 
 def _label(view: View, shown: Shown) -> str:

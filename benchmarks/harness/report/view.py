@@ -101,7 +101,6 @@ def view(result: Result) -> View:
         measures = measure_all(
             [(records, phase.window) for phase, records in parts], slo=slo, exact=exact, seed=result.seed
         )
-        remarks = [line for phase, _ in parts for line in trust.of_phase(phase, measures)]
         shown.append(
             Shown(
                 name=name,
@@ -110,10 +109,13 @@ def view(result: Result) -> View:
                 phases=[phase for phase, _ in parts],
                 records=[records for _, records in parts],
                 measures=measures,
-                remarks=list(dict.fromkeys(remarks)),
+                remarks=trust.of_load([phase for phase, _ in parts], measures),
                 cost=cost(result.prediction, measures),
             )
         )
+    if len({(one.closed, one.load.get("kind")) for one in shown}) == 1 and all(one.point for one in shown):
+        # A sweep goes up and then closes in; a reader wants it from light to heavy.
+        shown.sort(key=lambda one: one.point.load if one.point else 0.0)
     remarks = trust.of_result(result)
     return View(
         result=result,
