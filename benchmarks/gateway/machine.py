@@ -107,7 +107,10 @@ def awake(cpus: set[int]) -> Iterator[dict[int, int]]:
 @contextlib.contextmanager
 def gathered(pids: Sequence[int], cpu: int) -> Iterator[None]:
     """Have all threads of these processes on one CPU, and then where they were before."""
-    homes = {thread: os.sched_getaffinity(thread) for pid in pids for thread in threads(pid)}
+    homes: dict[int, set[int]] = {}
+    for thread in (thread for pid in pids for thread in threads(pid)):
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            homes[thread] = os.sched_getaffinity(thread)
     try:
         for thread in homes:
             _move(thread, {cpu})

@@ -203,6 +203,7 @@ def _theirs(
             f"`vllm bench serve` had {theirs['completed']} answers with {theirs['total_output_tokens']} "
             f"tokens; {len(prompts)} with {wanted} were asked for."
         )
+    del theirs["tokenizer_id"]  # a directory of this machine
     return {key: value for key, value in theirs.items() if not isinstance(value, list)}
 
 

@@ -217,13 +217,15 @@ class Pool:
 
     def _sweep(self) -> None:
         """One timer for all: one for each request would be a tenth of what it costs."""
-        self._sweeper = None
         now = clock()
         for exchange, due in list(self.flying.items()):
             if due > now:
-                self._sweeper = self._loop.call_later(due - now, self._sweep)
-                return
+                break
             self._drop(exchange, "timeout", f"no whole answer within {self.timeout:g} s")
+        # Only now: whoever asks again at once finds that there is one, and starts no second.
+        first = next(iter(self.flying.values()), None)
+        again = None if first is None else self._loop.call_later(max(0.0, first - clock()), self._sweep)
+        self._sweeper = again
 
     def _drop(self, exchange: Exchange, error: str, message: str) -> None:
         if exchange.connection is not None:

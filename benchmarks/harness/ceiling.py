@@ -67,7 +67,10 @@ def run(options: argparse.Namespace, command: str) -> int:
     begun = environment.before()
     with engine() as port:
         found = asyncio.run(measure(port, options.processes, options.duration))
-    found |= asyncio.run(of_the_gateway(options.duration))
+    try:
+        found |= asyncio.run(of_the_gateway(options.duration))
+    except programs.Unavailable as error:
+        output.note(f"No gateway worker to compare with: {error}")
     for line in lines(found):
         output.say(line)
     if options.output:
@@ -114,6 +117,8 @@ async def measure(port: int, processes: int, seconds: float) -> dict[str, dict[s
 
 async def of_the_gateway(seconds: float) -> dict[str, dict[str, float]]:
     """What one gateway worker on a CPU of its own can do, for comparison. None is left when this returns."""
+    if len(os.sched_getaffinity(0)) < 2:
+        raise programs.Unavailable("it needs a CPU of its own")
     cpus = machine.Cpus.chosen(None)
     load = _program("load")
     with tempfile.TemporaryDirectory(prefix="bench-ceiling-") as place:

@@ -197,7 +197,14 @@ class Client:
             if turn + 1 < len(job.asks) and not record.error and not self._stopped:
                 said = [*_messages(ask, history), {"role": "assistant", "content": exchange.text}]
                 next_due = clock() + self.plan.think
-                go_on = lambda due: self._ask(job, turn + 1, due, said, again)  # noqa: E731
+
+                def go_on(due: float) -> None:
+                    if self._stopped:
+                        self._active -= 1
+                        self._look()
+                    else:
+                        self._ask(job, turn + 1, due, said, again)
+
                 self._pacer.at(next_due, go_on) if self.plan.think else go_on(next_due)
                 return
             self._active -= 1

@@ -36,7 +36,9 @@ def of_result(result: Result) -> list[str]:
 
 def of_load(phases: Sequence[Phase], measures: Measures) -> list[str]:
     """Of one load and all its repeats; of the client, how it was when it was worst."""
-    found = list(_client(max(phases, key=lambda phase: phase.client.lag_p99), measures))
+    latest = max(phases, key=lambda phase: phase.client.lag_p99)
+    busiest = max(phases, key=lambda phase: phase.client.busy or 0.0)
+    found = [*_client(latest, measures), *_client(busiest, measures)][:1]
     found += [line for phase in phases for line in _of_phase(phase, measures)]
     return list(dict.fromkeys(found))
 

@@ -155,7 +155,8 @@ class _Server:
         declared = cord.declared_content_type
         if isinstance(result, str) and declared and "json" not in declared:
             return Response(result, media_type=declared)
-        return JSONResponse(jsonable_encoder(result))
+        media_type = declared if declared and "json" in declared else None
+        return JSONResponse(jsonable_encoder(result), media_type=media_type)
 
     async def _stream(self, first: tuple[Any, ...], arguments: dict[str, Any], call: _Call) -> Response:
         media_type = self._cord.declared_content_type or "text/event-stream"

@@ -54,7 +54,7 @@ def make(platform: Platform, token: str, shut_down: Callable[[], None]) -> FastA
         token: what `Authorization: Bearer` must carry.
         shut_down: called by POST /shutdown; returns at once.
     """
-    app = FastAPI(title="chutes", version=chutes.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title="chutes", version=chutes.__version__, docs_url=None, redoc_url=None, openapi_url=None)
     expected = f"Bearer {token}".encode()
     one_at_a_time = asyncio.Lock()
 

@@ -270,10 +270,10 @@ class Platform:
                 before = self.world
                 self.world, effects = step(before, submitted.event, time.time(), _new_id)
                 self._log_phases(before)
-                self._keep_undone(before)
                 for effect in effects:
                     self._carry_out(effect)
                 self._publish()
+                self._keep_undone(before)
             except Exception:
                 # A fault in one event must not end the loop that everything depends on.
                 log.exception("event %s was not taken in", type(submitted.event).__name__)
@@ -283,10 +283,13 @@ class Platform:
 
     def _keep_undone(self, before: World) -> None:
         for id_, version in self.world.undone.items():
-            if before.undone.get(id_) != version:
-                back = self.world.deployments[id_]
+            if before.undone.get(id_) == version:
+                continue
+            back = self.world.deployments[id_]
+            log.error("%s: version %s failed; back to %s", back.spec.name, version, back.version)
+            # A deploy or a deletion that has been stored, but not been taken in yet, has the last word.
+            if any(kept.chute_id == id_ and kept.version == version for kept in self.store.deployments()):
                 self.store.save_deployment(back)
-                log.error("%s: version %s failed; back to %s", back.spec.name, version, back.version)
 
     async def _tick(self) -> None:
         while True:

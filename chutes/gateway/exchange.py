@@ -68,6 +68,8 @@ class Exchange:
     """It has been sent again because an idle connection turned out to be closed."""
     _sent = 0.0
     """When the order was; monotonic, as all times here."""
+    _missed = 0.0
+    """When it found nobody there for the first time."""
     _paused = False
     _passed = False
     """The client has got a part of an answer."""
@@ -302,12 +304,13 @@ class Exchange:
         instance.health = breaker.unreachable(instance.health, monotonic())
         self._release(reusable=False)
         self._avoid = (*self._avoid, instance)
-        if self._another():
+        order, now = self._order, monotonic()
+        perhaps_done = self._renewed and not order.repeatable
+        if not perhaps_done and self._another():
             return
-        order = self._order
-        sent = self._broke or (self._renewed and not order.repeatable)
-        late = monotonic() - self._account.started >= limits.MISSED_SECONDS
-        if sent or late or order.only is not None or order.group.chute_id is None:
+        self._missed = self._missed or now
+        late = now - self._missed >= limits.MISSED_SECONDS
+        if perhaps_done or self._broke or late or order.only is not None or order.group.chute_id is None:
             self._fail(503, "upstream_unreachable", "cannot be reached")
         else:
             self._account.retries += 1
@@ -359,6 +362,8 @@ class Exchange:
 
     def _another(self) -> bool:
         """Try an instance that has not failed this order; of the next chute, if a list was asked for."""
+        if self._order.only is not None:
+            return False
         found = self._order.placed(monotonic(), self._avoid)
         if found is not None:
             self._account.retries += 1
@@ -368,7 +373,7 @@ class Exchange:
         order = self._order
         if self._account.retries < MOST_RETRIES and any(i not in self._avoid for i in order.group.instances):
             self._account.retries += 1
-            self._wait()  # those that have not failed it are full
+            self._wait()  # those that have not failed it are full, or left out for a while
             return True
         return False
 

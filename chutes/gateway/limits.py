@@ -46,7 +46,7 @@ READER_STALL_SECONDS: Final = 120
 ANSWER_SECONDS: Final = 1800
 """An engine's silence: a long non-streamed answer is one silence, and the published platform's bound."""
 KEPT_AT_ONCE: Final = 64
-"""Pictures that one instance is asked for at once, beside what it draws: whoever has a URL needs no key."""
+"""Pictures that one instance is asked for at once, beyond its own concurrency: their URLs need no key."""
 CONNECT_SECONDS: Final = 5
 """For a TCP connection to an instance; across a data centre it takes 1 ms."""
 UPSTREAM_IDLE_SECONDS: Final = 4
@@ -89,7 +89,7 @@ BREAKER_MOST_SECONDS: Final = 30
 """… up to this (Envoy's base_ejection_time): control finds a dead engine long before."""
 BREAKER_MEMORY_SECONDS: Final = 60
 """Left out again this soon after it came back, the doubling goes on where it was."""
-MISSED_SECONDS = 50
+MISSED_SECONDS: float = 50.0
 """For a request that reached no instance to go on trying: one that ended is started again, and control hears
 of it at about the same time. With WAKE_SECONDS below the 600 s of the OpenAI SDK."""
 PROBE_SECONDS: Final = 10

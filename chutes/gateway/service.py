@@ -107,7 +107,7 @@ class Service:
             return standing
         allowed = POST if destination is None else destination.methods.get(inner, POST)
         there = destination is None or inner in destination.inner or inner in destination.methods
-        if inference and there and method not in allowed:
+        if destination is None and inference and method not in allowed:
             raise _wrong_method(b", ".join(allowed))
         if not inference and _is_ours(path):
             return self._from_memory(request, now)
@@ -119,10 +119,10 @@ class Service:
         ):
             return answers.DOCS
         key = self._access.identify(request.credential, now)
-        if destination is not None and not there:
+        if destination is not None and (not there or method not in allowed):
             if not may_invoke(key, destination.route.chute_id):
                 raise _not_allowed(destination.route)
-            raise no_such_path(inner, destination.route)
+            raise _wrong_method(b", ".join(allowed)) if there else no_such_path(inner, destination.route)
         if not inference and not _is_controls(path):
             raise self._routes.no_such_address(path, key)
         if not inference and not key.admin:

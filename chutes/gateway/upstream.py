@@ -281,6 +281,8 @@ class Group(Generic[Waiter]):
         """Give free places to those who wait; called whenever one may have become free."""
         while (ticket := self.line.first()) is not None:
             instance = self.choose(now, ticket.item.prefix, ticket.item.avoid)
+            if instance is None and ticket.item.avoid:  # rather one that failed it than all behind it wait
+                instance = self.choose(now, ticket.item.prefix)
             if instance is None:
                 return
             self.line.pop()
