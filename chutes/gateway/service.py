@@ -116,6 +116,7 @@ class Service:
             and destination is not None
             and destination.own
             and inner not in destination.inner
+            and method in allowed
         ):
             return answers.DOCS
         key = self._access.identify(request.credential, now)
