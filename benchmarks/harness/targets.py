@@ -32,7 +32,8 @@ from chutes.exception import (
 GATEWAY, ENGINE = "gateway", "engine"
 ANSWER_SECONDS = 600.0
 """For the first answer: an engine may compile for it. It is part of no measurement."""
-ENGINE_KEY = "VLLM_API_KEY"
+ENGINE_KEYS = {"diffusers": "DIFFUSION_API_KEY", "sglang": "SGLANG_API_KEY", "vllm": "VLLM_API_KEY"}
+"""Where each engine has its own key from."""
 
 
 class Target(msgspec.Struct):
@@ -160,7 +161,7 @@ def _engine_key(made: Deployed) -> str:
         first = psutil.Process(made.pid or 0)
         for process in [first, *first.children(recursive=True)]:
             try:
-                if key := process.environ().get(ENGINE_KEY):
+                if key := process.environ().get(ENGINE_KEYS.get(made.engine, "")):
                     return key
             except psutil.Error:
                 continue
