@@ -200,3 +200,26 @@ def not_ready(route: wire.Route) -> Refusal:
     headers = b"x-should-retry: false\r\n"
     detail = route.detail or f"Chute {route.name!r} has no ready instance ({route.phase})."
     return Refusal(503, "chute_not_ready", detail, headers=headers)
+
+
+def not_allowed(route: wire.Route) -> Refusal:
+    """For a key that may not call a chute."""
+    return Refusal(
+        403,
+        "model_not_allowed",
+        f"This key may not call {route.name!r}.",
+        "GET /v1/models lists what it may call.",
+        param="model",
+    )
+
+
+def wrong_method(allowed: bytes) -> Refusal:
+    """For a path that is asked otherwise: `allowed` as in an Allow header."""
+    text = allowed.decode()
+    return Refusal(
+        405,
+        "method_not_allowed",
+        f"This path is asked with {text}.",
+        f"Use {text}.",
+        headers=b"Allow: %b\r\n" % allowed,
+    )

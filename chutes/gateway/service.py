@@ -108,7 +108,7 @@ class Service:
         allowed = POST if destination is None else destination.methods.get(inner, POST)
         there = destination is None or inner in destination.inner or inner in destination.methods
         if destination is None and inference and method not in allowed:
-            raise _wrong_method(b", ".join(allowed))
+            raise answers.wrong_method(b", ".join(allowed))
         if not inference and _is_ours(path):
             return self._from_memory(request, now)
         if (
@@ -122,8 +122,10 @@ class Service:
         key = self._access.identify(request.credential, now)
         if destination is not None and (not there or method not in allowed):
             if not may_invoke(key, destination.route.chute_id):
-                raise _not_allowed(destination.route)
-            raise _wrong_method(b", ".join(allowed)) if there else no_such_path(inner, destination.route)
+                raise answers.not_allowed(destination.route)
+            raise (
+                answers.wrong_method(b", ".join(allowed)) if there else no_such_path(inner, destination.route)
+            )
         if not inference and not _is_controls(path):
             raise self._routes.no_such_address(path, key)
         if not inference and not key.admin:
@@ -239,7 +241,7 @@ class Service:
         """For one chute. Raises Refusal."""
         route, key = destination.route, standing.key
         if not may_invoke(key, route.chute_id):
-            raise _not_allowed(route)
+            raise answers.not_allowed(route)
         inner = destination.inner.get(path)
         if inner is None:
             raise no_such_path(path, route)
@@ -267,7 +269,7 @@ class Service:
                 aim = self._aim(path, request.query, standing, destination, standing.thinking)
                 return _order(aim, standing, peeked, body)
         if not may_invoke(standing.key, route.chute_id):
-            raise _not_allowed(route)
+            raise answers.not_allowed(route)
         if inner is None:
             raise no_such_path(path, route)
         fields = standing.fields.removeprefix(JSON_BODY) + standing.kept_at(route)
@@ -302,7 +304,7 @@ class Service:
         path = request.path
         static = STATIC.get(path)
         if request.method not in (b"GET", b"HEAD"):
-            raise _wrong_method(b"GET, HEAD")
+            raise answers.wrong_method(b"GET, HEAD")
         if static is not None:
             return static
         key = self._access.identify(request.credential, now)
@@ -380,24 +382,3 @@ def _order(aim: Aim, standing: Standing, peeked: Peek, body: bytes) -> Order:
 
 def _is_json(request: RequestHead) -> bool:
     return b"json" in request.headers.get(b"content-type", b"json")
-
-
-def _not_allowed(route: wire.Route) -> Refusal:
-    return Refusal(
-        403,
-        "model_not_allowed",
-        f"This key may not call {route.name!r}.",
-        "GET /v1/models lists what it may call.",
-        param="model",
-    )
-
-
-def _wrong_method(allowed: bytes) -> Refusal:
-    text = allowed.decode()
-    return Refusal(
-        405,
-        "method_not_allowed",
-        f"This path is asked with {text}.",
-        f"Use {text}.",
-        headers=b"Allow: %b\r\n" % allowed,
-    )
