@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chutes.cli.options import Json, Name
+from chutes.cli.options import Follow, Json, Lines, Name
 from chutes.exception import UsageError
 
 keys = typer.Typer(help="API keys for clients.", no_args_is_help=True)
@@ -62,6 +62,9 @@ def keys_delete(
     command.delete(name, json)
 
 
+EngineId = Annotated[str, typer.Argument(help="An id from `chutes engines list`.")]
+
+
 @engines.command("list")
 def engines_list(json: Json = False) -> None:
     """Engines that can be had, and which are installed."""
@@ -71,9 +74,7 @@ def engines_list(json: Json = False) -> None:
 
 
 @engines.command("install")
-def engines_install(
-    engine: Annotated[str, typer.Argument(help="An id from `chutes engines list`.")], json: Json = False
-) -> None:
+def engines_install(engine: EngineId, json: Json = False) -> None:
     """Make an engine's environment now instead of at the first deploy."""
     from chutes.cli import engines as command
 
@@ -81,9 +82,7 @@ def engines_install(
 
 
 @engines.command("remove")
-def engines_remove(
-    engine: Annotated[str, typer.Argument(help="An id from `chutes engines list`.")], json: Json = False
-) -> None:
+def engines_remove(engine: EngineId, json: Json = False) -> None:
     """Delete an engine's environment and give its disk space back."""
     from chutes.cli import engines as command
 
@@ -207,8 +206,8 @@ def jobs_cancel(run: Run, json: Json = False) -> None:
 @jobs.command("logs")
 def jobs_logs(
     run: Run,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines from before now.")] = 200,
+    follow: Follow = False,
+    lines: Lines = 200,
 ) -> None:
     """What a run has written."""
     from chutes.cli import jobs as command

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from chutes.cli import groups
-from chutes.cli.options import Json, Name, Ref, Yes
+from chutes.cli.options import Follow, Json, Lines, Name, Ref, Yes
 from chutes.exception import ChutesError
 
 app = typer.Typer(
@@ -121,8 +121,8 @@ def ps(json: Json = False) -> None:
 @app.command()
 def logs(
     name: Name,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines from before now.")] = 200,
+    follow: Follow = False,
+    lines: Lines = 200,
 ) -> None:
     """The engine's log of a chute."""
     from chutes.cli import platform

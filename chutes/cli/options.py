@@ -12,3 +12,5 @@ Name = Annotated[str, typer.Argument(help="Name or id of a chute.")]
 Ref = Annotated[
     str, typer.Argument(help="module:attribute, package.module:attribute or path/to/file.py:attribute.")
 ]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
+Lines = Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines from before now.")]
