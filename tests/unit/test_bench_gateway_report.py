@@ -105,7 +105,7 @@ def test_what_one_connection_costs_is_told_in_three_ways() -> None:
 def test_threads_go_to_one_cpu_and_home_again() -> None:
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
-        pytest.skip("needs two CPUs")
+        pytest.skip("needs two CPUs")  # with one there is nowhere to go, and the benchmark refuses to run
     program = "import threading; t = threading.Thread(target=input); t.start(); print(flush=True); t.join()"
     command = mortal(["taskset", "-c", str(cpus[-1]), sys.executable, "-c", program])
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -140,7 +140,7 @@ def kernel(x: tl.constexpr): return x + 1
 class Kind(JITFunction): pass
 print(kernel(1), isinstance(kernel, JITFunction), isinstance(Kind(), JITFunction))
 try: flash_attn_varlen_func(1, 2)
-except NotImplementedError as error: print(error)
+except NotImplementedError as error: print(error)  # what SGLang itself catches of a kernel that is played
 """
     numbers, refused = inside(code).splitlines()
     assert numbers == "2 False True"

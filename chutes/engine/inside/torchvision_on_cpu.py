@@ -17,6 +17,7 @@ def prepare() -> None:
     if _declared or spec is None or spec.origin is None:
         return
     import torch
+    from torch import library as registry
 
     for library in Path(spec.origin).parent.glob("_C*.so"):
         try:
@@ -26,7 +27,7 @@ def prepare() -> None:
         return
     # torch's registry of operators, not a file that is loaded. torchvision/_meta_registrations.py looks both
     # up in it while it is imported: without them it ends with "operator torchvision::nms does not exist".
-    operators = torch.library.Library("torchvision", "FRAGMENT")
+    operators = registry.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(operators)
