@@ -216,7 +216,10 @@ def _their_place(target: Target) -> tuple[Path, str]:
     assert target.deployed is not None
     process = psutil.Process(target.deployed.pid or 0)
     for one in [process, *process.children(recursive=True)]:
-        words = one.cmdline()
+        try:
+            words = one.cmdline()
+        except psutil.Error:
+            continue  # it has just ended
         if target.deployed.engine == "vllm" and "--model" in words:
             return Path(words[0]), words[words.index("--model") + 1]
     raise UsageError(f"{target.address.model} is not served by vLLM on this machine.")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
 import textwrap
 import time
@@ -47,16 +45,8 @@ def down() -> None:
     config = settings.load()
     running = find_running(config)
     if running is not None:
-        platform = psutil.Process(running.pid)
-        os.kill(running.pid, signal.SIGTERM)
-        try:
-            platform.wait(DOWN_SECONDS)
-        except psutil.TimeoutExpired:
-            output.note(
-                f"The platform (pid {running.pid}) did not end within {DOWN_SECONDS:.0f} s; killing it."
-            )
-            platform.kill()
-            platform.wait(5)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it was about to end anyway
+            _end(psutil.Process(running.pid))
     left = sweep(place_of(config.home))
     if left:
         output.note(f"Ended what was left: pids {', '.join(map(str, left))}.")
@@ -65,6 +55,16 @@ def down() -> None:
             "Some processes could not be ended.", f"See `ps` for CHUTES_INSTANCE={config.home}:…"
         )
     output.note("The platform is down." if running else f"No platform of {config.home} was running.")
+
+
+def _end(platform: psutil.Process) -> None:
+    platform.terminate()
+    try:
+        platform.wait(DOWN_SECONDS)
+    except psutil.TimeoutExpired:
+        output.note(f"The platform (pid {platform.pid}) did not end within {DOWN_SECONDS:.0f} s; killing it.")
+        platform.kill()
+        platform.wait(5)
 
 
 def ps(as_json: bool) -> None:

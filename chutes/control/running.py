@@ -12,6 +12,7 @@ import psutil
 from pydantic import BaseModel
 
 from chutes.config import Config
+from chutes.engine.process import runs
 from chutes.exception import ChutesError
 
 
@@ -50,8 +51,7 @@ def find_running(config: Config) -> Running | None:
     try:
         running = Running.model_validate_json(document(config).read_text())
         process = psutil.Process(running.pid)
-        alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        return running if alive and abs(process.create_time() - running.started) < 2 else None
+        return running if runs(process) and abs(process.create_time() - running.started) < 2 else None
     except (OSError, ValueError, psutil.Error):
         return None
 

@@ -82,6 +82,14 @@ def found_in(place: Path) -> list[psutil.Process]:
     return found
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether it still does. A zombie does not: whoever should collect it may be nobody's business."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:  # it ended between the two looks
+        return False
+
+
 def private_memory(place: Path) -> int:
     """Bytes of main memory that processes of `place` hold for themselves: not files, which can be dropped."""
     total = 0
@@ -102,7 +110,7 @@ def sweep(place: Path) -> list[int]:
     the pids."""
     killed: list[int] = []
     for _ in range(10):
-        found = [process for process in found_in(place) if process.status() != psutil.STATUS_ZOMBIE]
+        found = [process for process in found_in(place) if runs(process)]
         if not found:
             break
         for process in found:

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from chutes.engine.process import found_in, place_of
+from chutes.engine.process import found_in, place_of, runs
 from chutes.engine.release import find
 
 ENGINE = Path(__file__).parent / "synthetic_engine.py"
@@ -58,8 +58,8 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
 
 
 def gone(*processes: psutil.Process) -> bool:
-    """Whether none of these runs. A zombie does not: whoever should collect it may be nobody's business."""
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+    """Whether none of these runs."""
+    return not any(map(runs, processes))
 
 
 def samples(page: str) -> dict[str, float]:

@@ -22,7 +22,7 @@ import pytest
 from chutes import config as settings
 from chutes.engine import contained, containers, wheel
 from chutes.engine.command import inherited
-from chutes.engine.process import EngineProcess, place_of, sweep, tail
+from chutes.engine.process import EngineProcess, place_of, runs, sweep, tail
 from chutes.exception import BuildFailed, ContainerError
 from chutes.image import Image
 from tests.integration import fake_docker
@@ -240,11 +240,14 @@ class TestInstance:
         return int(tail(place.parent / "log", 4000).split("pid ")[1].split()[0])
 
     async def gone(self, pid: int) -> bool:
-        for _ in range(300):
-            if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-            await asyncio.sleep(0.1)
-        return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            for _ in range(300):
+                if not runs(process):
+                    return True
+                await asyncio.sleep(0.1)
+            return False
+        return True
 
     async def test_it_runs_gets_its_variables_and_ends(self, docker, place, monkeypatch):
         monkeypatch.setenv("EDITOR", "the-host's")

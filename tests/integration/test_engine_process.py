@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from chutes.engine.process import PORTS, EngineProcess, found_in, free_port, place_of, sweep, tail
+from chutes.engine.process import PORTS, EngineProcess, found_in, free_port, place_of, runs, sweep, tail
 from chutes.exception import EngineFailed
 
 # A tree like vLLM's: a child in the group, and a grandchild that left it for a session of its own; neither
@@ -72,6 +73,20 @@ async def test_a_stop_leaves_nothing_even_of_those_who_left_the_group(tmp_path: 
     await grown(process)
     await asyncio.wait_for(process.stop(), 5)
     assert found_in(place) == []
+
+
+def test_a_sweep_of_what_ends_by_itself_meanwhile(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look that finds a process and the one that asks for its state, it may have gone."""
+    process = subprocess.Popen(["sleep", "600"])
+    seen = psutil.Process(process.pid)
+    assert runs(seen)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not runs(seen), "a zombie"
+    process.wait()
+    assert not runs(seen), "gone"
+    monkeypatch.setattr("chutes.engine.process.found_in", lambda place: [seen])
+    assert sweep(place) == []
 
 
 async def test_the_engines_first_process_killed(tmp_path: Path, place: Path) -> None:

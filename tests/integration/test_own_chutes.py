@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from tests.integration.platform_kit import PlatformKit, platform, port_for_test, until
+from tests.integration.platform_kit import PlatformKit, gone, platform, port_for_test, until
 
 CHUTE = Path(__file__).with_name("own_chute.py")
 NAME = "Mine"
@@ -461,7 +460,7 @@ def test_a_platform_that_dies_leaves_a_lost_run_and_no_process(kit):
     until((kit.home / "jobs" / began / "work" / "output" / "began").exists, 30)
     processes = kit.engine_tree()
     kit.control().send_signal(signal.SIGKILL)
-    until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes), 60)
+    until(lambda: gone(*processes), 60)
     kit.run("keys", "create", "--name", "afterwards")  # starts it again
     assert control(kit, "GET", f"/jobs/{began}")["status"] == "lost"
     until(lambda: chute(kit)["phase"] == "ready", 60)
