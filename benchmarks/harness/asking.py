@@ -1,31 +1,39 @@
 """One request at a time on each of many connections, with every time taken where the bytes pass.
 
-Callbacks and no coroutines: at tens of thousands of events a second, waking a task for each would be most of
-the cost, and its queue a delay that looks like the server's.
+Callbacks and no coroutines, on a loop that is made for it: at tens of thousands of events a second, waking a
+task for each would be most of the cost, and its queue a delay that looks like the server's.
 """
 
 from __future__ import annotations
 
-import asyncio
+import errno
+import os
+import socket
 import ssl
-import time
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from benchmarks.harness.answers import Stream, Whole, reader
 from benchmarks.harness.http1 import BadAnswer, Response
+from benchmarks.harness.loop import IN, OUT, Loop, clock
 from benchmarks.harness.messages import Address, Ask
 from benchmarks.harness.records import Record
 
 CONNECT_SECONDS = 30.0
 """A connection that is not there by then never will be; the kernel itself would try for two minutes."""
+READ = 1 << 16
+"""Bytes of one read: a stream's chunks are far below, an image takes several."""
 
 UNFINISHED = "unfinished"
 """The error of a request that was given up because the run was over."""
 
-clock = time.monotonic
+# Neither is an error: there is nothing to read, or no room to write, at this moment.
+_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+Place = tuple[int, int, int, str, Any]
+"""An address, as `socket.getaddrinfo` gives it."""
 
 
 class Exchange:
@@ -39,9 +47,12 @@ class Exchange:
         self.answer: Stream | Whole | None = None
         self.connection: Connection | None = None
 
-    def received(self, data: bytes) -> bool:
-        """True: the answer is complete. Raises BadAnswer."""
-        now = clock() - self.pool.start
+    def received(self, data: bytes, at: float) -> bool:
+        """True: the answer is complete. Raises BadAnswer.
+
+        Args:
+            at: when it was read.
+        """
         response = self.response
         body = response.feed(data)
         if self.answer is None and response.status >= 200:
@@ -49,13 +60,13 @@ class Exchange:
             # The text of an answer is kept only where the next turn of a conversation needs it.
             self.answer = reader(response, self.record, self.ask.conversation is not None)
         if body and self.answer is not None:
-            self.answer.feed(body, now)
+            self.answer.feed(body, at - self.pool.start)
         return response.complete
 
-    def finish(self, error: str = "", message: str = "") -> None:
-        """The one way in which it ends."""
+    def finish(self, at: float, error: str = "", message: str = "") -> None:
+        """The one way in which it ends: `at` this time."""
         record = self.record
-        record.ended = clock() - self.pool.start
+        record.ended = at - self.pool.start
         if not error and self.answer is not None:
             try:
                 self.answer.end()
@@ -71,91 +82,236 @@ class Exchange:
         return str(self.answer.text or "") if self.answer is not None else ""
 
 
-class Connection(asyncio.Protocol):
-    """A connection to one target. It is idle, or has one exchange. uvloop has set TCP_NODELAY on it."""
+class Connection:
+    """A connection to one target: opening, then idle or with one exchange, then closed."""
+
+    __slots__ = (
+        *("_at", "_came", "_error", "_loop", "_places", "_socket", "_unsent"),
+        *("closed", "exchange", "pool", "used"),
+    )
 
     def __init__(self, pool: Pool, exchange: Exchange | None) -> None:
-        self.pool, self.exchange = pool, exchange
-        self.transport: asyncio.Transport | None = None
-        self.used = False
+        """Begin to open it, for `exchange` or beforehand."""
+        self.pool, self.exchange, self._loop = pool, exchange, pool.loop
+        self.closed = self.used = False
+        self._socket: socket.socket | None = None
+        self._places = iter(pool.places)
+        self._unsent: bytes | memoryview = b""
+        self._came, self._at = b"", 0.0
+        """What was read and not looked at yet, and when it was."""
+        self._error: OSError | None = None
+        pool.opening.add(self)
+        self._loop.at(clock() + CONNECT_SECONDS, self._too_late)
+        self._try_next(pool.unresolved)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        if self.exchange in self.pool.flying:
+    def send(self, exchange: Exchange) -> None:
+        self.exchange, exchange.connection = exchange, self
+        self._unsent = exchange.body
+        self._write()
+
+    def close(self) -> None:
+        self.closed, self.exchange = True, None
+        self._let_go()
+
+    # Opening: one address of the target after the other, then TLS where it is spoken.
+
+    def _try_next(self, error: OSError | None) -> None:
+        self._let_go()
+        place = next(self._places, None)
+        if place is None:
+            self._fail(error or OSError("it has no address"))
+            return
+        family, kind, protocol, _, where = place
+        try:
+            opened = self._socket = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            code = opened.connect_ex(where)
+        except OSError as unable:  # no descriptor is left, or there are no such addresses here
+            self._try_next(unable)
+            return
+        if code in (0, errno.EINPROGRESS):
+            self._loop.watch(opened.fileno(), self._connected, OUT)
+        else:
+            self._try_next(OSError(code, os.strerror(code)))
+
+    def _connected(self) -> None:
+        assert self._socket is not None
+        if code := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._try_next(OSError(code, os.strerror(code)))
+        elif self.pool.tls is None:
+            self._opened()
+        else:
+            self._socket = self.pool.tls.wrap_socket(
+                self._socket, server_hostname=self.pool.address.host, do_handshake_on_connect=False
+            )
+            self._shake_hands()
+
+    def _shake_hands(self) -> None:
+        assert isinstance(self._socket, ssl.SSLSocket)
+        try:
+            self._socket.do_handshake()
+        except ssl.SSLWantReadError:
+            self._loop.watch(self._socket.fileno(), self._shake_hands, IN)
+        except ssl.SSLWantWriteError:
+            self._loop.watch(self._socket.fileno(), self._shake_hands, OUT)
+        except OSError as error:
+            self._let_go()
+            self._fail(error)
+        else:
+            self._opened()
+
+    def _opened(self) -> None:
+        assert self._socket is not None
+        self.pool.opening.discard(self)
+        self._loop.watch(self._socket.fileno(), self._read)
+        if self.exchange is not None and self.exchange in self.pool.flying:
             self.send(self.exchange)
         else:  # opened beforehand, or for a request that was given up meanwhile
             self.exchange = None
             self.pool.idle.append(self)
 
-    def send(self, exchange: Exchange | None) -> None:
-        assert self.transport is not None
-        assert exchange is not None
-        self.exchange, exchange.connection = exchange, self
-        self.transport.write(exchange.body)
+    def _too_late(self, due: float) -> None:
+        del due
+        if self in self.pool.opening:
+            self._let_go()
+            self._fail(TimeoutError(f"no connection within {CONNECT_SECONDS:g} s"))
 
-    def data_received(self, data: bytes) -> None:
+    def _fail(self, error: OSError) -> None:
+        self.closed = True
+        self.pool.opening.discard(self)
+        # Not at once: a user who is told asks again, and again, and nobody else would be heard.
+        self._loop.at(clock(), lambda _: self._tell(error))
+
+    def _tell(self, error: OSError) -> None:
         exchange = self.exchange
-        if exchange is None:  # a server that speaks unasked
+        if exchange is not None and exchange in self.pool.flying:
+            refused = isinstance(error, ConnectionRefusedError)
+            exchange.finish(clock(), "refused" if refused else "unreachable", _reason(error))
+
+    # Open: a request goes out, its answer comes in.
+
+    def _write(self) -> None:
+        assert self._socket is not None
+        while self._unsent:
+            try:
+                sent = self._socket.send(self._unsent)
+            except _LATER:
+                self._loop.watch(self._socket.fileno(), self._write_and_read, IN | OUT)
+                return
+            except OSError:  # it is broken; what may have come before that is still to be read
+                self._unsent = b""
+                return
+            self._unsent = b"" if sent == len(self._unsent) else memoryview(self._unsent)[sent:]
+
+    def _write_and_read(self) -> None:
+        self._write()
+        if not self._unsent and self._socket is not None:
+            self._loop.watch(self._socket.fileno(), self._read)
+        self._read()
+
+    def _read(self) -> None:
+        assert self._socket is not None
+        if self.exchange is None:  # an idle one has ended, or a server speaks unasked
             self.close()
             return
         try:
-            if not exchange.received(data):
+            came = self._socket.recv(READ)
+            if self.pool.tls is not None:
+                came = self._all_of(came)
+        except _LATER:
+            return
+        except OSError as error:
+            came, self._error = b"", error
+        self._at, self._came = clock(), came
+        self._loop.after.append(self._look)
+
+    def _all_of(self, came: bytes) -> bytes:
+        """With what TLS has decrypted already: the descriptor does not tell of it."""
+        assert isinstance(self._socket, ssl.SSLSocket)
+        pieces = [came]
+        while self._socket.pending():
+            pieces.append(self._socket.recv(READ))
+        return b"".join(pieces)
+
+    def _look(self) -> None:
+        """At what was read."""
+        exchange, came = self.exchange, self._came
+        if exchange is None:  # it was given up meanwhile
+            return
+        if not came:
+            self._lost(exchange)
+            return
+        try:
+            if not exchange.received(came, self._at):
                 return
         except BadAnswer as bad:
             self.close()
-            exchange.finish("protocol", str(bad))
+            exchange.finish(self._at, "protocol", str(bad))
             return
         self.exchange, self.used = None, True
         if exchange.response.keep_alive:
             self.pool.idle.append(self)
         else:
             self.close()
-        exchange.finish()
+        exchange.finish(self._at)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        exchange, self.exchange = self.exchange, None
-        if self in self.pool.idle:
-            self.pool.idle.remove(self)
-        if exchange is None:
-            return
+    def _lost(self, exchange: Exchange) -> None:
+        self.close()
         if self.used and not exchange.response.status and exchange.response.empty:
             # It was closed for idleness while the request was on its way: nobody has read it.
-            self.used = False
             self.pool.connect(exchange)
-        elif exc is None and exchange.response.eof():
-            exchange.finish()
+        elif self._error is None and exchange.response.eof():
+            exchange.finish(self._at)
         else:
-            exchange.finish("broken", _reason(exc) or "the connection was closed before the answer was whole")
+            why = _reason(self._error) or "the connection was closed before the answer was whole"
+            exchange.finish(self._at, "broken", why)
 
-    def close(self) -> None:
-        self.exchange = None
-        if self.transport is not None:
-            self.transport.abort()
+    def _let_go(self) -> None:
+        if self._socket is not None:
+            self._loop.forget(self._socket.fileno())
+            self._loop.after.append(self._socket.close)
+            self._socket = None
 
 
 class Pool:
-    """One target: its idle connections, and the heads of requests to it."""
+    """One target: where it is, its idle connections, and the heads of requests to it."""
 
-    def __init__(self, address: Address, start: float = 0.0, timeout: float = 600.0) -> None:
-        self.address, self.start, self.timeout = address, start, timeout
+    def __init__(self, loop: Loop, address: Address, timeout: float = 600.0) -> None:
+        self.loop, self.address, self.timeout = loop, address, timeout
+        self.start = 0.0
+        """The time of `clock` that is 0 in records."""
         self.idle: list[Connection] = []
+        """Those that have closed meanwhile too."""
+        self.opening: set[Connection] = set()
         self.flying: dict[Exchange, float] = {}
         """What is under way, and when its time is up. All have the same time, so the first is up first."""
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._tls: ssl.SSLContext | None = None
+        self.tls: ssl.SSLContext | None = None
         if address.tls:
-            self._tls = ssl.create_default_context()
+            self.tls = ssl.create_default_context()
             if not address.verify:
-                self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
+                self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
+        self.unresolved: OSError | None = None
+        """Why it has no places."""
+        self.places: Sequence[Place] = []
+        try:
+            self.places = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            self.unresolved = error
+        self._sweeping = False
         self._heads: dict[str, bytes] = {}
         self._model = b'{"model":' + msgspec.json.encode(address.model)
-        self._loop = asyncio.get_running_loop()
+
+    def prepare(self, count: int) -> None:
+        """Open connections beforehand. That it fails is seen by whoever asks first."""
+        for _ in range(count):
+            self.connect(None)
+        while self.opening:
+            self.loop.turn()
 
     def ask(
         self, ask: Ask, record: Record, done: Callable[[Exchange], None], body: bytes | None = None
     ) -> None:
-        """Send it now. `done` is called once, when `record` is complete.
+        """Send it now. `done` is called once, and never from here, when `record` is complete.
 
         Args:
             body: another body than the ask's.
@@ -165,12 +321,13 @@ class Pool:
         exchange = Exchange(self, ask, message, record, done)
         now = clock()
         self.flying[exchange] = now + self.timeout
-        if self._sweeper is None:
-            self._sweeper = self._loop.call_later(self.timeout, self._sweep)
+        if not self._sweeping:
+            self._sweeping = True
+            self.loop.at(now + self.timeout, self._sweep)
         record.sent = now - self.start
         while self.idle:
             connection = self.idle.pop()
-            if connection.transport is not None and not connection.transport.is_closing():
+            if not connection.closed:
                 connection.send(exchange)
                 return
         self.connect(exchange)
@@ -179,58 +336,27 @@ class Pool:
         return self._model + (b"}" if body == b"{}" else b"," + body[1:])
 
     def connect(self, exchange: Exchange | None) -> None:
-        task = self._loop.create_task(self._connect(exchange))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def prepare(self, count: int) -> None:
-        """Open connections beforehand. That it fails is seen by whoever asks first."""
-        await asyncio.gather(*(self._connect(None) for _ in range(count)))
+        Connection(self, exchange)
 
     def give_up(self) -> None:
         for exchange in list(self.flying):
             self._drop(exchange, UNFINISHED, "the run was over before the answer was")
 
-    def close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for connection in list(self.idle):
-            connection.close()
-
-    async def _connect(self, exchange: Exchange | None) -> None:
-        address = self.address
-        try:
-            await asyncio.wait_for(
-                self._loop.create_connection(
-                    lambda: Connection(self, exchange),
-                    address.host,
-                    address.port,
-                    ssl=self._tls,
-                    server_hostname=address.host if self._tls else None,
-                ),
-                CONNECT_SECONDS,
-            )
-        except (OSError, TimeoutError) as error:
-            if exchange in self.flying and exchange is not None:
-                refused = isinstance(error, ConnectionRefusedError)
-                exchange.finish("refused" if refused else "unreachable", _reason(error))
-
-    def _sweep(self) -> None:
-        """One timer for all: one for each request would be a tenth of what it costs."""
-        now = clock()
-        for exchange, due in list(self.flying.items()):
-            if due > now:
+    def _sweep(self, due: float) -> None:
+        """One time for all: one for each request would be a tenth of what it costs."""
+        for exchange, until in list(self.flying.items()):
+            if until > due:
                 break
             self._drop(exchange, "timeout", f"no whole answer within {self.timeout:g} s")
-        # Only now: whoever asks again at once finds that there is one, and starts no second.
         first = next(iter(self.flying.values()), None)
-        again = None if first is None else self._loop.call_later(max(0.0, first - clock()), self._sweep)
-        self._sweeper = again
+        self._sweeping = first is not None
+        if first is not None:
+            self.loop.at(first, self._sweep)
 
     def _drop(self, exchange: Exchange, error: str, message: str) -> None:
         if exchange.connection is not None:
             exchange.connection.close()
-        exchange.finish(error, message)
+        exchange.finish(clock(), error, message)
 
     def _head(self, path: str) -> bytes:
         head = self._heads.get(path)

@@ -1,28 +1,23 @@
 """A client process: `python -m benchmarks.harness.client`, told on stdin what to ask, says on stdout
 what came.
 
-It keeps to an absolute schedule. Its wake-ups come from a timerfd, as the timers of event loops are a
-millisecond coarse, and what it is late nevertheless is recorded: with every request, and by a pulse of its
-own that also a closed loop has.
+It keeps to an absolute schedule. What it is late nevertheless is recorded: with every request, and by a pulse
+of its own that also a closed loop has.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import gc
-import heapq
 import os
 import resource
-import struct
 import sys
 from collections.abc import Callable
 
 import msgspec
-import uvloop
 
 from benchmarks.harness import messages
-from benchmarks.harness.asking import Exchange, Pool, clock
+from benchmarks.harness.asking import Exchange, Pool
+from benchmarks.harness.loop import OUT, Loop, clock
 from benchmarks.harness.messages import Answered, Ask, Go, Job, Plan, Ready, Report
 from benchmarks.harness.records import Record
 
@@ -30,65 +25,17 @@ PULSE_SECONDS = 0.01
 """A hundred times a second is enough for a 99th percentile within seconds and costs nothing."""
 FLUSH_SECONDS = 0.25
 """What is lost when a client is killed."""
-
-CLOCK_MONOTONIC = 1
-TFD_NONBLOCK, TFD_TIMER_ABSTIME = 0o4000, 1
-
-
-class Pacer:
-    """Calls back at absolute times of CLOCK_MONOTONIC, tens of microseconds late where a core is free."""
-
-    def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._timer = self._libc.timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK)
-        if self._timer < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create failed")
-        self._due: list[tuple[float, int, Callable[[float], None]]] = []
-        self._number = 0
-        self._firing = False
-        asyncio.get_running_loop().add_reader(self._timer, self._fire)
-
-    def at(self, due: float, call: Callable[[float], None]) -> None:
-        """`call(due)`, once `due` has come."""
-        self._number += 1
-        heapq.heappush(self._due, (due, self._number, call))
-        if self._due[0][1] == self._number and not self._firing:
-            self._arm()
-
-    def clear(self) -> None:
-        self._due.clear()
-        self._arm()
-
-    def _arm(self) -> None:
-        # An interval of zeros: once. A time of zeros would disarm it, and one that is over fires at once.
-        due = self._due[0][0] if self._due else 0.0
-        seconds = int(due)
-        spec = struct.pack("qqqq", 0, 0, seconds, int((due - seconds) * 1e9))
-        self._libc.timerfd_settime(self._timer, TFD_TIMER_ABSTIME, spec, None)
-
-    def _fire(self) -> None:
-        try:
-            os.read(self._timer, 8)
-        except BlockingIOError:
-            return
-        self._firing = True  # whatever they want next is armed once, at the end
-        try:
-            while self._due and self._due[0][0] <= clock():
-                due, _, call = heapq.heappop(self._due)
-                call(due)
-        finally:
-            self._firing = False
-            self._arm()
+STDIN, STDOUT = 0, 1
 
 
 class Client:
     """Carries one plan out."""
 
-    def __init__(self, plan: Plan, tell: Callable[[bytes], None]) -> None:
-        self.plan, self._tell = plan, tell
+    def __init__(self, plan: Plan, loop: Loop, tell: Callable[[bytes], None]) -> None:
+        self.plan, self._loop, self._tell = plan, loop, tell
         self.start = 0.0
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.pools = [Pool(address, timeout=plan.timeout) for address in plan.addresses]
+        self.over = False
+        self.pools = [Pool(loop, address, plan.timeout) for address in plan.addresses]
         self.late: list[float] = []
         self._next_job = 0
         self._begun = 0
@@ -98,7 +45,6 @@ class Client:
         """Users, or jobs, that are still to begin."""
         self._stopped = False
         self._out = bytearray()
-        self._pacer = Pacer()
 
     def begin(self, start: float) -> None:
         self.start = start
@@ -109,11 +55,12 @@ class Client:
             last = self.plan.jobs[-1].at if self.plan.jobs else 0.0
         else:
             for begins in self.plan.users:
-                self._pacer.at(start + begins, self._user)
+                self._loop.at(start + begins, self._user)
             last = self.plan.load.seconds
         if last or self.plan.load.open:
-            self._pacer.at(start + last + self.plan.drain, lambda _: self.stop())
-        self._pacer.at(start, self._pulse)
+            self._loop.at(start + last + self.plan.drain, lambda _: self.stop())
+        self._loop.at(start, self._pulse)
+        self._loop.at(start, self._keep_flushing)
         self._look()
 
     def stop(self) -> None:
@@ -124,6 +71,7 @@ class Client:
         self._look()
 
     def flush(self) -> None:
+        """Say what has come since the last time."""
         if self._out:
             self._tell(bytes(self._out))
             self._out.clear()
@@ -140,13 +88,16 @@ class Client:
         while due <= now:
             self.late.append(now - due)
             due += PULSE_SECONDS
-        if not self.over.done():
-            self._pacer.at(due, self._pulse)
+        self._loop.at(due, self._pulse)
+
+    def _keep_flushing(self, due: float) -> None:
+        self.flush()
+        self._loop.at(due + FLUSH_SECONDS, self._keep_flushing)
 
     def _await_next(self) -> None:
         """Of an open loop, whose jobs are in the order of their times."""
         if self._next_job < len(self.plan.jobs):
-            self._pacer.at(self.start + self.plan.jobs[self._next_job].at, self._open)
+            self._loop.at(self.start + self.plan.jobs[self._next_job].at, self._open)
 
     def _open(self, due: float) -> None:
         if self._stopped:
@@ -205,7 +156,7 @@ class Client:
                     else:
                         self._ask(job, turn + 1, due, said, again)
 
-                self._pacer.at(next_due, go_on) if self.plan.think else go_on(next_due)
+                self._loop.at(next_due, go_on) if self.plan.think else go_on(next_due)
                 return
             self._active -= 1
             if again and not self._stopped:
@@ -219,8 +170,9 @@ class Client:
         pool.ask(ask, record, done, body)
 
     def _look(self) -> None:
-        if not self._active and not self._waiting and not self.over.done():
-            self.over.set_result(None)
+        if not self._active and not self._waiting:
+            self.over = True
+            self._loop.stop()
 
 
 def _messages(ask: Ask, history: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -228,42 +180,67 @@ def _messages(ask: Ask, history: list[dict[str, str]]) -> list[dict[str, str]]:
     return [*history, *msgspec.json.decode(ask.body)["messages"]]
 
 
-class _Told(asyncio.Protocol):
-    """Our end of the pipe to the benchmark: closed when all is said, or when nobody listens any more."""
+class _Pipe:
+    """Our end of the pipe to the benchmark. A slow reader, or none, must not hold up what is measured."""
 
-    def __init__(self) -> None:
-        self.closed = asyncio.get_running_loop().create_future()
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._unsent = bytearray()
+        os.set_blocking(STDOUT, False)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.closed.set_result(None)
+    def write(self, data: bytes) -> None:
+        self._unsent += data
+        self._write()
+
+    def close(self) -> None:
+        """Once all is said."""
+        os.set_blocking(STDOUT, True)
+        self._loop.forget(STDOUT)
+        while self._unsent:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(STDOUT, self._unsent)]
+        except BlockingIOError:
+            self._loop.watch(STDOUT, self._write, OUT)
+            return
+        except OSError:  # nobody listens any more, and soon the end of stdin says so
+            self._unsent.clear()
+        self._loop.forget(STDOUT)
 
 
-async def carry_out(plan: Plan) -> None:
-    loop = asyncio.get_running_loop()
-    transport, told = await loop.connect_write_pipe(_Told, sys.stdout.buffer)
-    client = Client(plan, transport.write)
+def carry_out(plan: Plan) -> None:
+    loop = Loop()
+    pipe = _Pipe(loop)
+    client = Client(plan, loop, pipe.write)
     # No key of the plan's is asked for before its time: these connections only stand open.
-    await asyncio.gather(*(pool.prepare(plan.connections) for pool in client.pools))
+    for pool in client.pools:
+        pool.prepare(plan.connections)
     # Nothing that lives now dies before the end: the collector need not look at it, nor ever stop us.
     gc.collect()
     gc.freeze()
     gc.disable()
-    transport.write(messages.framed(Ready()))
-    go = await loop.run_in_executor(None, receive)
+    pipe.write(messages.framed(Ready()))
+    go = receive()
     if not isinstance(go, Go):
         return
     used = resource.getrusage(resource.RUSAGE_SELF)
     cpu = used.ru_utime + used.ru_stime
-    loop.add_reader(0, lambda: (loop.remove_reader(0), client.stop()))  # its end, and nothing else, comes now
+
+    def told_to_stop() -> None:
+        loop.forget(STDIN)
+        client.stop()
+
+    loop.watch(STDIN, told_to_stop)  # its end, and nothing else, comes now
     client.begin(go.start)
-    while not client.over.done():
-        await asyncio.wait([client.over], timeout=FLUSH_SECONDS)
-        client.flush()
-    for pool in client.pools:
-        pool.close()
-    transport.write(messages.framed(client.report(cpu)))
-    transport.close()
-    await told.closed
+    if not client.over:
+        loop.run()
+    report = client.report(cpu)
+    client.flush()
+    pipe.write(messages.framed(report))
+    pipe.close()
 
 
 def receive() -> messages.ToClient | None:
@@ -284,7 +261,7 @@ def main() -> None:
     raise_file_limit()
     plan = receive()
     if isinstance(plan, Plan):
-        uvloop.run(carry_out(plan))
+        carry_out(plan)
 
 
 if __name__ == "__main__":
