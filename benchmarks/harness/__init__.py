@@ -5,7 +5,7 @@ running a run from its first check to its result.
 
 Asked: workloads say what (tokens counts it), schedule when, sweep which loads; targets where (deploying
 starts it). clients starts the processes that ask, messages is what is said to them; client is such a
-process, asking a request in it, http1 and answers read what comes back.
+process, loop what it waits with, asking a request in it, http1 and answers read what comes back.
 
 Measured: records are what came back, sampling what the machine did meanwhile, environment where it was.
 measures is what it means (noise, steady, curve, planner, trust beside it), result the file, summary its

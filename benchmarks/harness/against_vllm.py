@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import secrets
@@ -214,14 +215,12 @@ def _their_place(target: Target) -> tuple[Path, str]:
         UsageError: it is not vLLM.
     """
     assert target.deployed is not None
-    process = psutil.Process(target.deployed.pid or 0)
-    for one in [process, *process.children(recursive=True)]:
-        try:
+    with contextlib.suppress(psutil.Error):  # it has just ended
+        process = psutil.Process(target.deployed.pid or 0)
+        for one in [process, *process.children(recursive=True)]:
             words = one.cmdline()
-        except psutil.Error:
-            continue  # it has just ended
-        if target.deployed.engine == "vllm" and "--model" in words:
-            return Path(words[0]), words[words.index("--model") + 1]
+            if target.deployed.engine == "vllm" and "--model" in words:
+                return Path(words[0]), words[words.index("--model") + 1]
     raise UsageError(f"{target.address.model} is not served by vLLM on this machine.")
 
 

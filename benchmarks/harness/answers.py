@@ -19,6 +19,8 @@ MAX_TEXT = 8 * MAX_EVENTS
 """Characters kept of one answer, for the conversation it is a part of; a token has four or so."""
 MAX_BODY = 1 << 28
 """Bytes of an answer that is no stream. Four images of 2048² in base64 are a tenth of it."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises of JSON that is none, is not in UTF-8, or is nested without end."""
 MAX_ERROR = 300
 """Characters kept of what a server says of an error."""
 
@@ -126,7 +128,7 @@ class Stream:
             return
         try:
             event = _decode(data)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise BadAnswer(f"an event is not what it should be: {error}") from None
         record = self.record
         _note_error(record, event)
@@ -175,7 +177,7 @@ class Whole:
             return
         try:
             answer = _decode(body)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise BadAnswer(f"the answer is not what it should be: {error}") from None
         _note_error(record, answer)
         if answer.usage is not None:
@@ -225,7 +227,7 @@ def shortened(body: bytes) -> str:
     for kind in (_SaidWithin, _Said):
         try:
             said = msgspec.json.decode(body, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNREADABLE:
             continue
         text = text or (said.error.message if isinstance(said, _SaidWithin) else said.message)
     return " ".join((text or body[: 4 * MAX_ERROR].decode("utf-8", "replace")).split())[:MAX_ERROR]

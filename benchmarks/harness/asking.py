@@ -17,19 +17,20 @@ import msgspec
 
 from benchmarks.harness.answers import Stream, Whole, reader
 from benchmarks.harness.http1 import BadAnswer, Response
-from benchmarks.harness.loop import IN, OUT, Loop, clock
+from benchmarks.harness.loop import IN, OUT, Limit, Loop, clock
 from benchmarks.harness.messages import Address, Ask
 from benchmarks.harness.records import Record
 
 CONNECT_SECONDS = 30.0
 """A connection that is not there by then never will be; the kernel itself would try for two minutes."""
 READ = 1 << 16
-"""Bytes of one read: a stream's chunks are far below, an image takes several."""
+"""Bytes of one read: a stream's chunks are far below, an image takes several. It is more than a record of
+TLS, so that nothing is left decrypted where the descriptor does not tell of it."""
 
 UNFINISHED = "unfinished"
 """The error of a request that was given up because the run was over."""
 
-# Neither is an error: there is nothing to read, or no room to write, at this moment.
+# Not errors: there is nothing to read, or no room to write, at this moment.
 _LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 Place = tuple[int, int, int, str, Any]
@@ -74,7 +75,7 @@ class Exchange:
                 error, message = "protocol", str(bad)
         if error:
             record.error, record.message = error, message
-        self.pool.flying.pop(self, None)
+        self.pool.flying.discard(self)
         self.done(self)
 
     @property
@@ -100,8 +101,7 @@ class Connection:
         self._came, self._at = b"", 0.0
         """What was read and not looked at yet, and when it was."""
         self._error: OSError | None = None
-        pool.opening.add(self)
-        self._loop.at(clock() + CONNECT_SECONDS, self._too_late)
+        pool.opening.add(self, clock())
         self._try_next(pool.unresolved)
 
     def send(self, exchange: Exchange) -> None:
@@ -115,7 +115,7 @@ class Connection:
 
     # Opening: one address of the target after the other, then TLS where it is spoken.
 
-    def _try_next(self, error: OSError | None) -> None:
+    def _try_next(self, error: Exception | None) -> None:
         self._let_go()
         place = next(self._places, None)
         if place is None:
@@ -141,10 +141,18 @@ class Connection:
         elif self.pool.tls is None:
             self._opened()
         else:
-            self._socket = self.pool.tls.wrap_socket(
-                self._socket, server_hostname=self.pool.address.host, do_handshake_on_connect=False
-            )
-            self._shake_hands()
+            plain = self._socket
+            self._loop.forget(plain.fileno())  # it changes hands
+            try:
+                self._socket = self.pool.tls.wrap_socket(
+                    plain, server_hostname=self.pool.address.host, do_handshake_on_connect=False
+                )
+            except (OSError, ValueError) as error:  # gone already, or a name that no certificate can have
+                self._socket = None
+                plain.close()
+                self._fail(error)
+            else:
+                self._shake_hands()
 
     def _shake_hands(self) -> None:
         assert isinstance(self._socket, ssl.SSLSocket)
@@ -168,22 +176,23 @@ class Connection:
             self.send(self.exchange)
         else:  # opened beforehand, or for a request that was given up meanwhile
             self.exchange = None
+            self.used = True  # as far as it matters: the server may tire of it before the first request
             self.pool.idle.append(self)
 
-    def _too_late(self, due: float) -> None:
-        del due
-        if self in self.pool.opening:
-            self._let_go()
-            self._fail(TimeoutError(f"no connection within {CONNECT_SECONDS:g} s"))
+    def too_late(self) -> None:
+        """It took longer than a connection may."""
+        self._let_go()
+        self._fail(TimeoutError(f"no connection within {CONNECT_SECONDS:g} s"))
 
-    def _fail(self, error: OSError) -> None:
+    def _fail(self, error: Exception) -> None:
         self.closed = True
         self.pool.opening.discard(self)
-        # Not at once: a user who is told asks again, and again, and nobody else would be heard.
-        self._loop.at(clock(), lambda _: self._tell(error))
+        exchange, self.exchange = self.exchange, None
+        # Not at once: a user who is told asks again, fails again, and nobody else would ever be heard. Of
+        # times a turn calls so many and no more.
+        self._loop.at(clock(), lambda _: self._tell(exchange, error))
 
-    def _tell(self, error: OSError) -> None:
-        exchange = self.exchange
+    def _tell(self, exchange: Exchange | None, error: Exception) -> None:
         if exchange is not None and exchange in self.pool.flying:
             refused = isinstance(error, ConnectionRefusedError)
             exchange.finish(clock(), "refused" if refused else "unreachable", _reason(error))
@@ -211,31 +220,22 @@ class Connection:
 
     def _read(self) -> None:
         assert self._socket is not None
+        try:
+            came = self._socket.recv(READ)
+        except _LATER:  # of TLS: something came, but not for us
+            return
+        except OSError as error:
+            # Its traceback has this frame, which has us: a circle, and nobody collects them here.
+            came, self._error = b"", error.with_traceback(None)
         if self.exchange is None:  # an idle one has ended, or a server speaks unasked
             self.close()
             return
-        try:
-            came = self._socket.recv(READ)
-            if self.pool.tls is not None:
-                came = self._all_of(came)
-        except _LATER:
-            return
-        except OSError as error:
-            came, self._error = b"", error
         self._at, self._came = clock(), came
         self._loop.after.append(self._look)
 
-    def _all_of(self, came: bytes) -> bytes:
-        """With what TLS has decrypted already: the descriptor does not tell of it."""
-        assert isinstance(self._socket, ssl.SSLSocket)
-        pieces = [came]
-        while self._socket.pending():
-            pieces.append(self._socket.recv(READ))
-        return b"".join(pieces)
-
     def _look(self) -> None:
         """At what was read."""
-        exchange, came = self.exchange, self._came
+        exchange, came, self._came = self.exchange, self._came, b""
         if exchange is None:  # it was given up meanwhile
             return
         if not came:
@@ -249,9 +249,9 @@ class Connection:
             exchange.finish(self._at, "protocol", str(bad))
             return
         self.exchange, self.used = None, True
-        if exchange.response.keep_alive:
+        if exchange.response.keep_alive and not self._unsent:
             self.pool.idle.append(self)
-        else:
+        else:  # after an answer that came before all was sent, the server still waits for the rest
             self.close()
         exchange.finish(self._at)
 
@@ -274,7 +274,10 @@ class Connection:
 
 
 class Pool:
-    """One target: where it is, its idle connections, and the heads of requests to it."""
+    """One target: where it is, its connections, and the heads of requests to it.
+
+    Its name is looked up once: a name server must not delay a request, nor send half of them elsewhere.
+    """
 
     def __init__(self, loop: Loop, address: Address, timeout: float = 600.0) -> None:
         self.loop, self.address, self.timeout = loop, address, timeout
@@ -282,31 +285,27 @@ class Pool:
         """The time of `clock` that is 0 in records."""
         self.idle: list[Connection] = []
         """Those that have closed meanwhile too."""
-        self.opening: set[Connection] = set()
-        self.flying: dict[Exchange, float] = {}
-        """What is under way, and when its time is up. All have the same time, so the first is up first."""
+        self.opening = Limit[Connection](loop, CONNECT_SECONDS, Connection.too_late)
+        self.flying = Limit[Exchange](loop, timeout, self._time_is_up)
         self.tls: ssl.SSLContext | None = None
         if address.tls:
             self.tls = ssl.create_default_context()
             if not address.verify:
                 self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
-        self.unresolved: OSError | None = None
+        self.unresolved: Exception | None = None
         """Why it has no places."""
         self.places: Sequence[Place] = []
         try:
             self.places = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self.unresolved = error
-        self._sweeping = False
         self._heads: dict[str, bytes] = {}
         self._model = b'{"model":' + msgspec.json.encode(address.model)
 
     def prepare(self, count: int) -> None:
-        """Open connections beforehand. That it fails is seen by whoever asks first."""
+        """Begin to open connections beforehand. That it fails is seen by whoever asks first."""
         for _ in range(count):
             self.connect(None)
-        while self.opening:
-            self.loop.turn()
 
     def ask(
         self, ask: Ask, record: Record, done: Callable[[Exchange], None], body: bytes | None = None
@@ -320,10 +319,7 @@ class Pool:
         message = b"%b%d\r\n\r\n%b" % (self._head(ask.path), len(content), content)
         exchange = Exchange(self, ask, message, record, done)
         now = clock()
-        self.flying[exchange] = now + self.timeout
-        if not self._sweeping:
-            self._sweeping = True
-            self.loop.at(now + self.timeout, self._sweep)
+        self.flying.add(exchange, now)
         record.sent = now - self.start
         while self.idle:
             connection = self.idle.pop()
@@ -342,16 +338,8 @@ class Pool:
         for exchange in list(self.flying):
             self._drop(exchange, UNFINISHED, "the run was over before the answer was")
 
-    def _sweep(self, due: float) -> None:
-        """One time for all: one for each request would be a tenth of what it costs."""
-        for exchange, until in list(self.flying.items()):
-            if until > due:
-                break
-            self._drop(exchange, "timeout", f"no whole answer within {self.timeout:g} s")
-        first = next(iter(self.flying.values()), None)
-        self._sweeping = first is not None
-        if first is not None:
-            self.loop.at(first, self._sweep)
+    def _time_is_up(self, exchange: Exchange) -> None:
+        self._drop(exchange, "timeout", f"no whole answer within {self.timeout:g} s")
 
     def _drop(self, exchange: Exchange, error: str, message: str) -> None:
         if exchange.connection is not None:

@@ -29,6 +29,7 @@ from benchmarks.harness.records import Record
 from benchmarks.harness.result import replace_file
 from benchmarks.harness.schedule import Load
 from benchmarks.harness.workloads import CHAT
+from chutes import compiled
 from chutes import config as settings
 from chutes.cli import output
 from chutes.exception import ChutesError, NotConfigured
@@ -127,9 +128,10 @@ async def of_the_gateway(seconds: float) -> dict[str, dict[str, float]]:
             worker = chutes(contenders.Setting(cpus.gateway, ports, Path(place)))
             try:
                 c = _InC(load, worker.port, seconds, ["taskset", "-c", str(cpus.load)])
+                name = "a compiled gateway worker" if compiled.there() else "a gateway worker"
                 return {
-                    "a gateway worker, requests": {"per_second": await c.requests()},
-                    "a gateway worker, SSE chunks": {"per_second": await c.chunks()},
+                    f"{name}, requests": {"per_second": await c.requests()},
+                    f"{name}, SSE chunks": {"per_second": await c.chunks()},
                 }
             finally:
                 worker.stop()
@@ -159,9 +161,9 @@ async def _found(
 
 
 def lines(found: dict[str, dict[str, float]]) -> Iterator[str]:
-    yield f"{'a second':30}{'ceiling':>12}{'in time':>12}{'lag p50':>12}{'lag p99':>12}{'core busy':>12}"
+    yield f"{'a second':38}{'ceiling':>12}{'in time':>12}{'lag p50':>12}{'lag p99':>12}{'core busy':>12}"
     for name, one in found.items():
-        row = f"{name:30}{one['per_second']:>12,.0f}"
+        row = f"{name:38}{one['per_second']:>12,.0f}"
         if "lag_p99_ms" in one:
             row += f"{one['in_time']:>12,.0f}{one['lag_p50_ms']:>9.2f} ms{one['lag_p99_ms']:>9.2f} ms"
             row += f"{one['busy']:>12.0%}"

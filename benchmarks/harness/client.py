@@ -68,6 +68,7 @@ class Client:
         self._stopped, self._waiting = True, 0
         for pool in self.pools:
             pool.give_up()
+        self._active = 0  # whoever is left thinks about what to say next
         self._look()
 
     def flush(self) -> None:
@@ -109,8 +110,9 @@ class Client:
         self._job(job, due, again=False)
 
     def _user(self, due: float) -> None:
-        self._waiting -= 1
-        self._turn(due)
+        if not self._stopped:
+            self._waiting -= 1
+            self._turn(due)
 
     def _turn(self, due: float) -> None:
         """A user of a closed loop takes the next job, if there is one and time for it."""
@@ -147,20 +149,18 @@ class Client:
             self._out += messages.framed(Answered(record))
             if turn + 1 < len(job.asks) and not record.error and not self._stopped:
                 said = [*_messages(ask, history), {"role": "assistant", "content": exchange.text}]
-                next_due = clock() + self.plan.think
+                next_due = self.start + record.ended + self.plan.think
 
                 def go_on(due: float) -> None:
-                    if self._stopped:
-                        self._active -= 1
-                        self._look()
-                    else:
+                    if not self._stopped:
                         self._ask(job, turn + 1, due, said, again)
 
                 self._loop.at(next_due, go_on) if self.plan.think else go_on(next_due)
                 return
             self._active -= 1
             if again and not self._stopped:
-                self._turn(clock())
+                # From when the answer came: what we take until we have looked at it is our own lag.
+                self._turn(self.start + record.ended)
             self._look()
 
         body = None
@@ -218,6 +218,8 @@ def carry_out(plan: Plan) -> None:
     # No key of the plan's is asked for before its time: these connections only stand open.
     for pool in client.pools:
         pool.prepare(plan.connections)
+    while any(pool.opening for pool in client.pools):
+        loop.turn()
     # Nothing that lives now dies before the end: the collector need not look at it, nor ever stop us.
     gc.collect()
     gc.freeze()

@@ -69,23 +69,28 @@ class Response:
         return self.complete
 
     def _head(self, data: bytes) -> bytes:
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if len(data) > MAX_HEAD:
-                raise BadAnswer(f"a head of more than {MAX_HEAD} bytes")
-            if not b"HTTP/1.".startswith(data[:7]):
-                raise BadAnswer("it does not begin with HTTP/1.")
-            self._buffer = data
-            return b""
-        first, *lines = data[:end].split(b"\r\n")
+        """What follows the head. While that is not all there, nothing, and what there is of it is kept."""
+        while (end := data.find(b"\r\n\r\n")) >= 0:
+            head, data = data[:end], data[end + 4 :]
+            self._read_head(head)
+            if self._state != _HEAD:
+                return data
+        if len(data) > MAX_HEAD:
+            raise BadAnswer(f"a head of more than {MAX_HEAD} bytes")
+        if not b"HTTP/1.".startswith(data[:7]):
+            raise BadAnswer("it does not begin with HTTP/1.")
+        self._buffer = data
+        return b""
+
+    def _read_head(self, head: bytes) -> None:
+        first, *lines = head.split(b"\r\n")
         version, _, rest = first.partition(b" ")
         code = rest[:3]
         if version not in (b"HTTP/1.1", b"HTTP/1.0") or not code.isdigit():
             raise BadAnswer("it does not begin with a status line")
         self.status = int(code)
-        after = data[end + 4 :]
         if 100 <= self.status < 200:  # 100 Continue, 103 Early Hints: the answer is yet to come
-            return self._head(after)
+            return
         length: int | None = None
         chunked, self.keep_alive = False, version == b"HTTP/1.1"
         for line in lines:
@@ -114,7 +119,6 @@ class Response:
             self.complete = not self._left
         else:
             self._state, self.keep_alive = _UNTIL_CLOSE, False
-        return after
 
     def _chunks(self, data: bytes) -> bytes:
         pieces: list[bytes] = []

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import trustme
 
 from benchmarks.harness import asking
 from benchmarks.harness.asking import Pool
-from benchmarks.harness.loop import Loop
+from benchmarks.harness.loop import Limit, Loop, clock
 from benchmarks.harness.messages import Address, Ask
 from benchmarks.harness.records import Record
 from benchmarks.harness.workloads import CHAT
@@ -80,6 +81,16 @@ class Asker:
         self.loop = Loop()
         self.pool = Pool(self.loop, Address("e", host, port, tls, verify, "", "", "m"), timeout=PATIENCE)
 
+    def prepare(self, count: int) -> None:
+        self.pool.prepare(count)
+        while self.pool.opening:
+            self.loop.turn()
+
+    def rest(self, seconds: float) -> None:
+        """See to what comes, and ask nothing."""
+        self.loop.at(clock() + seconds, lambda _: self.loop.stop())
+        self.loop.run()
+
     def ask(self, said: bytes = b'{"prompt":"hi"}') -> Record:
         record = Record(0, "e", 0.0, 0.0)
         self.pool.ask(Ask(0, CHAT, said), record, lambda _: self.loop.stop())
@@ -129,19 +140,39 @@ def test_large_both_ways_without_tls() -> None:
         assert [asker.ask(b'{"prompt":"%b"}' % (b"y" * 5_000_000)).error for _ in range(2)] == ["", ""]
 
 
-def test_connections_are_opened_beforehand_and_kept() -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_connections_are_opened_beforehand_and_kept(certificates, tls: bool) -> None:
+    """TLS too, whose server has something to say, but not to us, right after its handshake."""
     accepted: list[socket.socket] = []
 
     def serve(connection: socket.socket) -> None:
         accepted.append(connection)
         echo_size(connection)
 
-    with served(serve) as port:
-        asker = Asker(port)
-        asker.pool.prepare(5)
-        assert len(asker.pool.idle) == 5
+    with served(serve, certificates[1] if tls else None) as port:
+        asker = Asker(port, tls=tls, verify=False)
+        asker.prepare(5)
+        asker.rest(0.3)
+        assert [connection.closed for connection in asker.pool.idle] == [False] * 5
         assert [asker.ask().error for _ in range(10)] == [""] * 10
         assert len(accepted) == 5
+
+
+def test_one_that_was_opened_beforehand_and_closed_unused_costs_nobody_anything() -> None:
+    hung_up = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        if not hung_up.is_set():
+            hung_up.set()
+        else:
+            echo_size(connection)
+
+    with served(serve) as port:
+        asker = Asker(port)
+        asker.prepare(1)
+        hung_up.wait(5)
+        time.sleep(0.1)  # its end is here, and nobody has read it yet
+        assert asker.ask().error == ""
 
 
 def test_the_second_address_is_tried_where_the_first_refuses() -> None:
@@ -199,21 +230,65 @@ def test_an_answer_before_all_was_sent_is_heard() -> None:
         connection.recv(100)
         body = b'{"error":{"message":"too long"}}'
         connection.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-        threading.Event().wait(0.5)  # the answer is there before the connection breaks
+        time.sleep(0.5)  # the answer is there before the connection breaks
 
     with served(serve) as port:
         record = Asker(port).ask(b'{"prompt":"%b"}' % (b"y" * 50_000_000))
     assert (record.error, record.message) == ("http_413", "too long")
 
 
+def test_the_rest_of_a_request_that_was_answered_early_is_no_part_of_the_next() -> None:
+    """A server that answers 429 at once, and then reads all of what it does not want."""
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        head = connection.recv(1000)
+        if b"yyy" in head:
+            body = b'{"error":{"message":"later"}}'
+            connection.sendall(b"HTTP/1.1 429 Later\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            while connection.recv(1 << 20):
+                pass
+        else:
+            seen.append(head)
+            connection.sendall(answer())
+
+    with served(serve) as port:
+        asker = Asker(port)
+        assert asker.ask(b'{"prompt":"%b"}' % (b"y" * 50_000_000)).error == "http_429"
+        assert asker.ask(b'{"prompt":"short"}').error == ""
+    assert [b"short" in one for one in seen] == [True]
+
+
+def test_a_connection_that_is_gone_before_its_handshake(certificates, monkeypatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    with served(echo_size, certificates[1]) as port:
+        asker = Asker(port, tls=True, verify=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(ssl.SSLContext, "wrap_socket", gone)
+            assert asker.ask().error == "unreachable"
+        assert asker.ask().error == "", "and the next one with its descriptor's number is well"
+
+
+def test_an_answer_that_came_while_we_were_stuck_came_in_time() -> None:
+    with served(echo_size) as port:
+        asker = Asker(port)
+        asker.prepare(1)
+        asker.pool.flying = Limit(asker.loop, 0.2, asker.pool._time_is_up)
+        asker.loop.after.append(lambda: time.sleep(0.5))
+        assert asker.ask().error == ""
+
+
 def test_a_server_that_speaks_unasked_is_not_listened_to() -> None:
     spoken = threading.Event()
 
     def serve(connection: socket.socket) -> None:
-        request(connection)
-        connection.sendall(answer())
-        connection.sendall(answer(b'{"choices":[{"text":"never asked for","finish_reason":"stop"}]}'))
-        spoken.set()
+        if not spoken.is_set():
+            request(connection)
+            connection.sendall(answer())
+            connection.sendall(answer(b'{"choices":[{"text":"never asked for","finish_reason":"stop"}]}'))
+            spoken.set()
         echo_size(connection)
 
     with served(serve) as port:
@@ -222,6 +297,5 @@ def test_a_server_that_speaks_unasked_is_not_listened_to() -> None:
         spoken.wait(5)
         # Either both came at once, or the second is found when the connection is to be used again.
         assert first.error in ("", "protocol")
-        asker.loop.at(0.0, lambda _: asker.loop.stop())
-        asker.loop.run()
+        asker.rest(0.0)
         assert asker.ask().error == ""

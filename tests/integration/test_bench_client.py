@@ -63,12 +63,14 @@ def drive(
     processes: int = 1,
     timeout: float = 30.0,
     during: Callable[[], None] = lambda: None,
+    drain: float = 30.0,
+    think: float = 0.0,
 ) -> clients.Outcome:
     if load.open:
         jobs = [Job(j.asks, j.target, at) for j, at in zip(jobs, schedule.arrivals(load, "s"), strict=False)]
 
     async def run() -> clients.Outcome:
-        plans = clients.split(processes, load, jobs, addresses, timeout=timeout, drain=30.0)
+        plans = clients.split(processes, load, jobs, addresses, timeout=timeout, drain=drain, think=think)
         begun = lambda _: threading.Thread(target=during, daemon=True).start()  # noqa: E731
         return await clients.drive(plans, asyncio.Event(), started=begun)
 
@@ -199,6 +201,22 @@ def test_a_conversation_carries_what_was_answered(start_engine: Callable[..., Sy
         {"role": "user", "content": "turn 1"}, answer,
         {"role": "user", "content": "turn 2"},
     ]  # fmt: skip
+
+
+def test_the_end_does_not_wait_for_who_thinks_or_has_not_come(
+    start_engine: Callable[..., SyntheticEngine],
+) -> None:
+    engine = start_engine("--served-model-name", ceiling.MODEL)
+    there = [address(engine.port, key=engine.api_key)]
+    asks = [ask(turn, fake={"finish": "stop"}) for turn in range(2)]
+    talk = [msgspec.structs.replace(one, conversation=0, turn=turn) for turn, one in enumerate(asks)]
+    began = time.monotonic()
+    thinking = drive(Load(concurrency=1, requests=1, seconds=0.3), [Job(talk)], there, drain=0.5, think=60.0)
+    assert [(record.turn, record.error) for record in thinking.records] == [(0, "")]
+    jobs = [Job([ask(number, fake={"finish": "stop"})]) for number in range(4)]
+    coming = drive(Load(concurrency=2, ramp=120.0, seconds=0.3), jobs, there, drain=0.5)
+    assert {record.error for record in coming.records} == {""}
+    assert time.monotonic() - began < 30
 
 
 def by_number(records: list[Record]) -> dict[int, Record]:

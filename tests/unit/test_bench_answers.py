@@ -171,12 +171,21 @@ def test_images_are_counted() -> None:
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nmore",
         b"HTTP/1.1 200 OK\r\n" + b"a: " + b"b" * http1.MAX_HEAD,
         chunked([b"data: {nonsense}\n\n"]),
+        chunked([b'data: {"choices":[{"text":"\xff"}]}\n\n']),
+        chunked([b"data: " + b'{"choices":' + b"[" * 100_000 + b"\n\n"]),
+        whole(b'{"choices":[{"text":"\xff"}]}'),
         chunked([b"data: " + b"x" * (answers.MAX_EVENT + 1)]),
     ],
 )
 def test_nonsense_is_refused(text: bytes) -> None:
     with pytest.raises(http1.BadAnswer):
         read([text])
+
+
+def test_thousands_of_interim_answers_are_passed_over() -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"
+    _, record = read([5000 * interim + whole(b'{"choices":[{"text":"a","finish_reason":"stop"}]}')])
+    assert (record.status, record.error) == (200, "")
 
 
 def streamed(piece: str) -> bytes:

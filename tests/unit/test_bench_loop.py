@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.harness.loop import IN, MOST_DUE, OUT, Loop, clock
+from benchmarks.harness.loop import IN, MOST_DUE, OUT, Limit, Loop, clock
 
 
 @pytest.fixture
@@ -116,3 +117,47 @@ def test_what_is_watched_for_can_change(loop: Loop, pipe: tuple[int, int]) -> No
     loop.watch(pipe[1], lambda: called.append("room"), OUT)
     loop.turn()
     assert called == ["room"]
+
+
+def test_a_time_just_before_a_whole_second_comes(loop: Loop) -> None:
+    """Its nanoseconds, rounded up, are a second."""
+    due = math.nextafter(math.ceil(clock() + 0.01), 0.0)
+    loop.at(due, lambda _: loop.stop())
+    loop.run()
+    assert 0 <= clock() - due < 5
+
+
+def test_a_limit_ends_what_takes_longer_and_nothing_else(loop: Loop) -> None:
+    start, late = clock(), []
+    limit = Limit[str](loop, 0.05, lambda item: late.append((item, clock() - start)))
+    limit.add("in time", start)
+    limit.add("late", start)
+    limit.add("later", start + 0.05)
+    loop.at(start + 0.02, lambda _: limit.discard("in time"))
+    loop.at(start + 0.3, lambda _: loop.stop())
+    loop.run()
+    assert [item for item, _ in late] == ["late", "later"]
+    assert late[0][1] >= 0.05
+    assert late[1][1] >= 0.1
+    assert len(limit) == 0
+
+
+def test_a_limit_ends_thousands_at_once(loop: Loop) -> None:
+    """All that are late, not the first of them, each time somebody looks."""
+    late: list[int] = []
+
+    def end(item: int) -> None:
+        late.append(item)
+        if len(late) == 20_000:
+            loop.stop()
+
+    limit = Limit[int](loop, 0.0, end)
+    turns = 0
+    for item in range(20_000):
+        limit.add(item, clock())
+    loop.at(clock(), lambda _: None)
+    while len(late) < 20_000:
+        loop.turn()
+        turns += 1
+    assert late == list(range(20_000))
+    assert turns < 10
