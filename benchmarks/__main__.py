@@ -29,7 +29,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     below = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, work: object, text: str) -> argparse.ArgumentParser:
-        one = below.add_parser(name, help=text, description=text)
+        # A typing error must not become another option that begins alike.
+        one = below.add_parser(name, help=text, description=text, allow_abbrev=False)
         one.set_defaults(work=work)
         return one
 
@@ -53,7 +54,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     check.add_argument("baseline", type=Path, help="a result that is to be held")
     check.add_argument("result", type=Path, help="a new one")
     check.add_argument(
-        "--bound", type=float, default=5.0, metavar="PERCENT",
+        "--bound", type=options.NUMBER, default=5.0, metavar="PERCENT",
         help="a change for the worse that passes, beyond noise (default: %(default)s)",
     )  # fmt: skip
     for one in (compare, check):

@@ -28,6 +28,7 @@ import psutil
 from benchmarks.harness import environment, targets, tokens
 from benchmarks.harness.measures import measure
 from benchmarks.harness.noise import Figure, of_blocks
+from benchmarks.harness.options import COUNT
 from benchmarks.harness.result import replace_file
 from benchmarks.harness.running import Session, Wanted, interruptible, session
 from benchmarks.harness.schedule import Load
@@ -83,11 +84,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-m", "--model", default=os.environ.get("MODEL", ""), help="deployed if it is not (default: $MODEL)")
     add("--chute", default="templates.vllm_chute:chute", metavar="REF", help="default: %(default)s")
-    add("-c", "--concurrency", type=int, default=2, metavar="N", help="default: %(default)s")
-    add("-n", "--requests", type=int, default=20, metavar="N", help="of each, a round (default: %(default)s)")
-    add("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
-    add("--input-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
-    add("--output-tokens", type=int, default=64, metavar="N", help="default: %(default)s")
+    add("-c", "--concurrency", type=COUNT, default=2, metavar="N", help="default: %(default)s")
+    add(
+        "-n",
+        "--requests",
+        type=COUNT,
+        default=20,
+        metavar="N",
+        help="of each, a round (default: %(default)s)",
+    )
+    add("--rounds", type=COUNT, default=5, metavar="N", help="default: %(default)s")
+    add("--input-tokens", type=COUNT, default=128, metavar="N", help="default: %(default)s")
+    add("--output-tokens", type=COUNT, default=64, metavar="N", help="default: %(default)s")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("-o", "--output", type=Path, metavar="FILE", help="write all rounds as JSON")
 

@@ -25,6 +25,7 @@ from benchmarks.gateway import contenders, machine, programs
 from benchmarks.gateway.worker import chutes
 from benchmarks.harness import clients, environment, schedule
 from benchmarks.harness.messages import Address, Ask, Job
+from benchmarks.harness.options import COUNT, POSITIVE
 from benchmarks.harness.records import Record
 from benchmarks.harness.result import replace_file
 from benchmarks.harness.schedule import Load
@@ -55,12 +56,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "-p",
         "--processes",
-        type=int,
+        type=COUNT,
         default=max(1, cores // 2),
         metavar="N",
         help="default here: %(default)s",
     )
-    add("-d", "--duration", type=float, default=4.0, metavar="S", help="of each load (default: %(default)s)")
+    add(
+        "-d",
+        "--duration",
+        type=POSITIVE,
+        default=4.0,
+        metavar="S",
+        help="of each load (default: %(default)s)",
+    )
     add("-o", "--output", type=Path, metavar="FILE", help="write the figures as JSON")
 
 

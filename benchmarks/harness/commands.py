@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -80,6 +80,8 @@ async def _sweep(measuring: Session, shape: Load, slo: Slo | None, options: argp
     """Load after load, until the answers are known, the points used up, or somebody interrupts."""
     points: list[sweeping.Point] = []
     given: list[float] = sorted(options.rates or [])
+    wish = measuring.wanted.wish
+    unit = "output tokens" if wish.generates else "images" if wish.kind == "images" else "requests"
     with interruptible(measuring.stop):
         _announce(measuring)
         await measuring.warm_up(Load(kind="closed", concurrency=1, requests=2))
@@ -96,7 +98,8 @@ async def _sweep(measuring: Session, shape: Load, slo: Slo | None, options: argp
             last = points[-1]
             met = "" if last.attainment is None else f", {last.attainment:.0%} within the objectives"
             full = ", more than it can serve" if last.overloaded else ""
-            output.note(f"{load.rate:g}/s: {last.throughput:.1f}/s, p50 {last.latency:.2f} s{met}{full}")
+            got = f"{last.throughput:.1f} {unit}/s, p50 {last.latency:.2f} s"
+            output.note(f"{load.rate:g} requests/s: {got}{met}{full}")
 
 
 def _point(
@@ -147,6 +150,13 @@ def check(options: argparse.Namespace, command: str) -> int:
             f"{table.measure_name(one.measure)} {one.change.value:+.1%}"
         )
     output.say(f"{len(worse)} measures are more than {options.bound:g} % worse than the baseline.")
+    blind = [one for one in found.differences if (one.change.high - one.change.low) / 2 > options.bound / 100]
+    if blind:
+        share = f"{len(blind)} of {len(found.differences)}"
+        output.say(
+            f"Intervals of {share} are wider: {options.bound:g} % would not have been seen. "
+            "More --repeats or longer loads, in both, make them narrower."
+        )
     return REGRESSED if worse else 0
 
 
@@ -197,7 +207,7 @@ def _leave(measuring: Session, place: Path, load: Load, options: argparse.Namesp
     config = document(wanted, load if options.work is run else None)
     config["exact"] = wanted.wish.force and wanted.wish.generates
     found = measuring.finish(config)
-    results.write(found, place)  # before anything else can go wrong
+    place = _kept(found, place)  # before anything else can go wrong
     shown = view(found)
     for phase in found.phases:
         phase.summary = _summary(phase, Slo.of(wanted.slo), bool(config["exact"]))
@@ -223,10 +233,23 @@ def _place(options: argparse.Namespace, model: str) -> Path:
     name = re.sub(r"[^\w.-]+", "-", model.rpartition("/")[2]) or "model"
     stamp = time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime())
     place: Path = options.output or typed.RESULTS / f"{stamp}-{name}.json"
+    if place.is_dir():
+        raise UsageError(f"{place} is a directory.", "--output FILE")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent):
+            pass
     except OSError as error:
-        raise UsageError(f"{place.parent} cannot be made: {error.strerror}.", "--output FILE") from None
-    if place.is_dir() or not os.access(place.parent, os.W_OK):
-        raise UsageError(f"{place} cannot be written.", "--output FILE")
+        raise UsageError(f"{place.parent} cannot be written to: {error.strerror}.", "--output FILE") from None
+    return place
+
+
+def _kept(found: results.Result, place: Path) -> Path:
+    """Where it was written: there, or, if that has become impossible meanwhile, where it can be found."""
+    try:
+        results.write(found, place)
+    except UsageError as error:
+        place = Path(tempfile.mkdtemp(prefix="bench-result-")) / place.name
+        results.write(found, place)
+        output.note(f"{error.message} It is in {place}.")
     return place

@@ -15,6 +15,8 @@ from benchmarks.harness.result import Environment
 from chutes.hardware import devices
 
 ROOT = Path(__file__).parents[2]
+LOOK_SECONDS = 0.5
+"""How long one looks at what else runs here."""
 
 
 class Before(msgspec.Struct, frozen=True):
@@ -39,6 +41,7 @@ def before(versions: dict[str, str] | None = None) -> Before:
             cores=sorted(os.sched_getaffinity(0)),
             memory_bytes=psutil.virtual_memory().total,
             system=platform.platform(),
+            busy_before=psutil.cpu_percent(LOOK_SECONDS) / 100,
             load_before=os.getloadavg(),
             gpus=[gpu.name for gpu in machine.gpus],
             versions=own | (versions or {}),

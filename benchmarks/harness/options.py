@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.harness import deploying, schedule, targets, workloads
 from benchmarks.harness.running import Wanted
@@ -19,6 +21,32 @@ RESULTS = Path("bench-results")
 CONCURRENCY, SECONDS = 4, 60.0
 """Where no load is asked for: enough users to see batching, short enough to wait for."""
 SECRET = ("--key",)
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _number(
+    kind: Callable[[str], Number], what: str, allowed: Callable[[Number], bool]
+) -> Callable[[str], Number]:
+    """A type of argparse, whose complaint says `what` the option takes."""
+
+    def read(text: str) -> Number:
+        try:
+            number = kind(text)
+            if not (math.isfinite(number) and allowed(number)):
+                raise ValueError
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text} is not {what}") from None
+        return number
+
+    return read
+
+
+COUNT = _number(int, "a whole number from 1 on", lambda n: n >= 1)
+WHOLE = _number(int, "a whole number from 0 on", lambda n: n >= 0)
+POSITIVE = _number(float, "a number above 0", lambda x: x > 0)
+NUMBER = _number(float, "a number from 0 on", lambda x: x >= 0)
 
 
 def add_targets(parser: argparse.ArgumentParser) -> None:
@@ -50,14 +78,14 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("-w", "--workload", choices=workloads.KINDS, default="random", metavar="KIND", help=kinds)
     add("--chat", action="store_true", help="/v1/chat/completions where there is a choice")
-    add("--input-tokens", type=int, default=256, metavar="N", help="of a prompt (default: %(default)s)")
-    add("--output-tokens", type=int, default=128, metavar="N", help="of an answer (default: %(default)s)")
-    add("--spread", type=float, default=0.0, metavar="X", help="0.2: lengths are even over ±20 %%")
-    add("--prefix-tokens", type=int, default=0, metavar="N", help="in front of every prompt, shared")
-    add("--prefixes", type=int, default=1, metavar="N", help="different ones of those")
+    add("--input-tokens", type=COUNT, default=256, metavar="N", help="of a prompt (default: %(default)s)")
+    add("--output-tokens", type=COUNT, default=128, metavar="N", help="of an answer (default: %(default)s)")
+    add("--spread", type=NUMBER, default=0.0, metavar="X", help="0.2: lengths are even over ±20 %%")
+    add("--prefix-tokens", type=WHOLE, default=0, metavar="N", help="in front of every prompt, shared")
+    add("--prefixes", type=COUNT, default=1, metavar="N", help="different ones of those")
     add(
         "--turns",
-        type=int,
+        type=COUNT,
         default=None,
         metavar="N",
         help="of a conversation (default: 4 for turns, else 1)",
@@ -69,9 +97,9 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
         help="let the model end its answers; for servers without ignore_eos",
     )
     add("--no-stream", action="store_true", help="whole answers: no TTFT, no TPOT")
-    add("--temperature", type=float, default=0.0, metavar="T", help="default: %(default)s")
+    add("--temperature", type=NUMBER, default=0.0, metavar="T", help="default: %(default)s")
     add("--size", default="1024x1024", help="of images (default: %(default)s)")
-    add("--steps", type=int, default=0, metavar="N", help="of images (default: the model's own)")
+    add("--steps", type=COUNT, default=0, metavar="N", help="of images (default: the model's own)")
     add("--tokenizer", default="", metavar="PATH", help="a tokenizer.json; default: the server is asked")
     add("--seed", type=int, default=0, help="of prompts, arrivals and turns (default: %(default)s)")
     add("--salt", default="", help="the same prompts as in a run that printed it; default: new ones")
@@ -81,37 +109,49 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("load", "Open loop with --rate or --trace, else a closed loop.")
     add = group.add_argument
     add(
-        "-r", "--rate", type=float, default=0.0, metavar="R", help="requests per second, all targets together"
+        "-r",
+        "--rate",
+        type=POSITIVE,
+        default=0.0,
+        metavar="R",
+        help="requests per second, all targets together",
     )
     add(
         "--arrival",
         choices=["poisson", "gamma", "constant"],
         help="of an open loop (default: poisson, or gamma with --burstiness)",
     )
-    add("--burstiness", type=float, default=None, metavar="K", help="1 is Poisson, less comes in bursts")
+    add("--burstiness", type=POSITIVE, default=None, metavar="K", help="1 is Poisson, less comes in bursts")
     add("--trace", default="", metavar="FILE", help='JSON lines with "seconds" or "timestamp" (ms)')
-    add("--trace-speed", type=float, default=1.0, metavar="X", help="2: twice as fast")
+    add("--trace-speed", type=POSITIVE, default=1.0, metavar="X", help="2: twice as fast")
     add(
-        "-c", "--concurrency", type=int, default=0, metavar="N",
+        "-c", "--concurrency", type=COUNT, default=0, metavar="N",
         help=f"users of a closed loop (default: {CONCURRENCY})",
     )  # fmt: skip
-    add("--ramp", type=float, default=0.0, metavar="S", help="seconds over which they arrive")
-    add("-n", "--requests", type=int, default=0, metavar="N", help="at most so many (conversations: so many)")
+    add("--ramp", type=NUMBER, default=0.0, metavar="S", help="seconds over which they arrive")
+    add(
+        "-n",
+        "--requests",
+        type=COUNT,
+        default=0,
+        metavar="N",
+        help="at most so many (conversations: so many)",
+    )
 
 
 def add_times(parser: argparse.ArgumentParser, seconds: float | None = None) -> None:
     group = parser.add_argument_group("times, in seconds")
     add = group.add_argument
     add(
-        "-d", "--duration", type=float, default=seconds, metavar="S",
+        "-d", "--duration", type=POSITIVE, default=seconds, metavar="S",
         help=f"nothing is begun after it (default: {seconds or SECONDS:g}, or until --requests are sent)",
     )  # fmt: skip
-    add("--warmup", type=float, default=0.0, metavar="S", help="at the beginning of a load, not measured")
-    add("--cooldown", type=float, default=0.0, metavar="S", help="before its end, not measured")
-    add("--think", type=float, default=0.0, metavar="S", help="before the next turn of a conversation")
-    add("--timeout", type=float, default=600.0, metavar="S", help="of a request (default: %(default)s)")
+    add("--warmup", type=NUMBER, default=0.0, metavar="S", help="at the beginning of a load, not measured")
+    add("--cooldown", type=NUMBER, default=0.0, metavar="S", help="before its end, not measured")
+    add("--think", type=NUMBER, default=0.0, metavar="S", help="before the next turn of a conversation")
+    add("--timeout", type=POSITIVE, default=600.0, metavar="S", help="of a request (default: %(default)s)")
     add(
-        "--drain", type=float, default=300.0, metavar="S",
+        "--drain", type=NUMBER, default=300.0, metavar="S",
         help="wait so long for answers after the load, then give up (default: %(default)s)",
     )  # fmt: skip
 
@@ -123,11 +163,17 @@ def add_rest(parser: argparse.ArgumentParser) -> None:
         "--slo", nargs="+", default=[], metavar="NAME:MS",
         help="what a good request meets, as ttft:500 tpot:50 e2el:20000",
     )  # fmt: skip
-    add("--repeats", type=int, default=1, metavar="N", help="of every load; their spread is the noise")
-    add("--warmup-requests", type=int, default=0, metavar="N", help="before the first load, not kept")
+    add("--repeats", type=COUNT, default=1, metavar="N", help="of every load; their spread is the noise")
+    add(
+        "--warmup-requests",
+        type=WHOLE,
+        default=0,
+        metavar="N",
+        help="before the first load, not kept",
+    )
     cores = os.cpu_count() or 1
     add(
-        "-p", "--processes", type=int, default=max(1, min(4, cores // 4)), metavar="N",
+        "-p", "--processes", type=COUNT, default=max(1, min(4, cores // 4)), metavar="N",
         help="client processes (default here: %(default)s)",
     )  # fmt: skip
     add("-o", "--output", type=Path, metavar="FILE", help=f"the result (default: {RESULTS}/TIME-MODEL.json)")
@@ -222,15 +268,15 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         "loads", "Open loops of rising rate. Which ones follows from their answers."
     )
     add = group.add_argument
-    add("--rates", type=float, nargs="+", metavar="R", help="exactly these, in requests per second")
+    add("--rates", type=POSITIVE, nargs="+", metavar="R", help="exactly these, in requests per second")
     add(
         "--start",
-        type=float,
+        type=POSITIVE,
         default=0.0,
         metavar="R",
         help="the first (default: half of what one user gets)",
     )
-    add("--most", type=int, default=12, metavar="N", help="loads at most (default: %(default)s)")
+    add("--most", type=COUNT, default=12, metavar="N", help="loads at most (default: %(default)s)")
     add("--arrival", choices=["poisson", "gamma", "constant"], help="default: poisson")
-    add("--burstiness", type=float, default=None, metavar="K", help="1 is Poisson, less comes in bursts")
+    add("--burstiness", type=POSITIVE, default=None, metavar="K", help="1 is Poisson, less comes in bursts")
     add_times(parser, 30.0)

@@ -76,8 +76,12 @@ def truths(predicted: Prediction, measured: list[Measures], samples: list[Sample
     none = "" if predicted.tokens_per_second else f"no rates are known of {predicted.hardware}"
     found: list[Truth] = []
     timed = [m for m in measured if "tpot" in m.latencies]
-    if timed:
-        light = min(timed, key=lambda m: (m.peak_in_flight, m.latencies["tpot"].percentiles[50].value))
+    light = min(
+        timed, key=lambda m: (m.peak_in_flight, m.latencies["tpot"].percentiles[50].value), default=None
+    )
+    most = max(timed, key=lambda m: m.rates["output_tokens"].value, default=None)
+    # One load says one of the two, and not both.
+    if light is not None and (light.peak_in_flight == 1 or light is not most):
         at_once = light.peak_in_flight
         found.append(
             Truth(
@@ -88,7 +92,7 @@ def truths(predicted: Prediction, measured: list[Measures], samples: list[Sample
                 remark=none or ("" if at_once == 1 else f"measured with up to {at_once} at once"),
             )
         )
-        most = max(timed, key=lambda m: m.rates["output_tokens"].value)
+    if most is not None and most.peak_in_flight > 1:
         batch = f"predicted for {predicted.batch} at once, measured with up to {most.peak_in_flight}"
         found.append(
             Truth(

@@ -39,6 +39,8 @@ class Environment(msgspec.Struct, kw_only=True):
     memory_bytes: int = 0
     system: str = ""
     """Kernel and C library."""
+    busy_before: float | None = None
+    """Share of all CPUs that was in use before anything was asked, when what starts an engine is over."""
     load_before: tuple[float, float, float] | None = None
     load_after: tuple[float, float, float] | None = None
     """Load averages over 1, 5 and 15 minutes."""
@@ -268,6 +270,8 @@ def unpack(packed: dict[str, Any]) -> list[Record]:
     for row in rows:
         if "times" in row:
             row["times"] = _times(row.get("first") or 0.0, row["times"])
+            if "last" in row:  # known to the bit: rounded up, it would lie after the end of the run
+                row["times"][-1] = row["last"]
     records = msgspec.convert(rows, list[Record])
     if len(records) != packed["count"]:
         raise ValueError(f"{len(records)} records where {packed['count']} were written")

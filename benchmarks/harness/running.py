@@ -67,6 +67,8 @@ class Wanted(msgspec.Struct, kw_only=True):
 def check(wanted: Wanted, load: Load) -> None:
     """Raises UsageError: something in it cannot be; before anything is started."""
     schedule.check(load)
+    if load.trace:
+        schedule.read_trace(Path(load.trace))
     workloads.check(wanted.wish)
     if wanted.interleave not in ("requests", "rounds"):
         raise UsageError(f"Targets take turns by requests or rounds, not {wanted.interleave!r}.")

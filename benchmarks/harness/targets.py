@@ -113,13 +113,13 @@ def found(
                 targets.append(_own(ENGINE, f"http://127.0.0.1:{made.port}", _engine_key(made), made))
             else:
                 name, _, url = wish.rpartition("=") if "://" in wish.partition("=")[2] else ("", "", wish)
-                if not model:
-                    raise UsageError(f"Which model of {url}?", "--model NAME; its /v1/models lists them.")
                 key = keys[min(urls, len(keys) - 1)] if keys else os.environ.get("OPENAI_API_KEY", "")
                 urls += 1
                 address = address_of(name or urlsplit(url).netloc or url, url, key, model, verify)
                 about = result.Target(name=address.name, url=url_of(address), model=model)
                 targets.append(Target(address, about))
+                if not model:
+                    about.model = address.model = _only_model(targets[-1])
         yield targets
     finally:
         if platform is not None and key_id is not None:
@@ -173,30 +173,61 @@ def _engine_key(made: Deployed) -> str:
     )
 
 
+class _Model(msgspec.Struct):
+    id: str
+    aliases: list[str] | None = None
+    max_model_len: Any = None
+    context_length: Any = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+def _models(target: Target) -> list[_Model] | None:
+    """What it says it has; None where it has no such list.
+
+    Raises:
+        PlatformUnreachable, AuthenticationRequired, ChutesError
+    """
+    answer = _request(target, "GET", "/v1/models")
+    if answer.status_code == 404:  # not everybody has it; the first request will tell
+        return None
+    _refused(target, answer)
+    try:
+        return msgspec.json.decode(answer.content, type=_Models).data
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ChutesError(
+            f"{target.url('/v1/models')} does not answer as OpenAI's does.", "Is the address right?"
+        ) from None
+
+
+def _only_model(target: Target) -> str:
+    """The model of a target that has no other. Raises UsageError, and what `_models` does."""
+    names = [model.id for model in _models(target) or []]
+    if len(names) != 1:
+        listed = f" It has: {', '.join(names[:8])}." if names else ""
+        raise UsageError(f"Which model of {url_of(target.address)}?{listed}", "--model NAME")
+    return names[0]
+
+
 def check(target: Target) -> None:
     """Ask for the list of models: whether somebody answers, takes the key, and has the model.
 
     Raises:
         PlatformUnreachable, AuthenticationRequired, NotFound
     """
-    answer = _request(target, "GET", "/v1/models")
-    if answer.status_code == 404:  # not everybody has it; the first request will tell
+    models = _models(target)
+    if models is None:
         return
-    _refused(target, answer)
-    try:
-        models: list[dict[str, Any]] = answer.json()["data"]
-        mine = [m for m in models if target.address.model in (m["id"], *m.get("aliases", ()))]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ChutesError(
-            f"{target.url('/v1/models')} does not answer as OpenAI's does.", "Is the address right?"
-        ) from None
+    mine = [model for model in models if target.address.model in (model.id, *(model.aliases or ()))]
     if not mine:
-        names = ", ".join(str(m["id"]) for m in models[:8]) or "none"
+        names = ", ".join(model.id for model in models[:8]) or "none"
         raise NotFound(
             f"{target.name} ({url_of(target.address)}) has no model {target.address.model!r}.",
             f"It has: {names}. Choose with --model.",
         )
-    length = mine[0].get("max_model_len") or mine[0].get("context_length")
+    length = mine[0].max_model_len or mine[0].context_length
     target.max_model_len = length if isinstance(length, int) else None
 
 

@@ -11,7 +11,7 @@ from benchmarks.harness.steady import steady_window
 LAG_SECONDS, LAG_SHARE = 1e-3, 0.01
 """A client later than both a millisecond and this share of the median TTFT measures itself."""
 BUSY = 0.9  # of a core: above it a client process answers late
-LOAD_SHARE = 0.5  # of the cores busy before anything began
+BUSY_BEFORE = 0.1  # of the CPUs, before anything was asked; a load average still has what started the engine
 STEAL = 0.01
 CACHED = 0.05  # of input tokens out of the prefix cache: below it the chat template explains it
 FEW = 100  # requests: below it, not one is expected beyond the 99th percentile
@@ -89,8 +89,7 @@ def _client(phase: Phase, measures: Measures) -> Iterator[str]:
 
 
 def _machine(environment: Environment) -> Iterator[str]:
-    before = environment.load_before
-    if before and environment.cpus and before[0] > LOAD_SHARE * environment.cpus:
-        yield f"NOISY: load average {before[0]:.1f} on {environment.cpus} cores before it began"
+    if (environment.busy_before or 0) > BUSY_BEFORE:
+        yield f"NOISY: {environment.busy_before:.0%} of the CPUs were in use before it began"
     if (environment.steal or 0) > STEAL:
         yield f"NOISY: the hypervisor gave {environment.steal:.1%} of the CPU to others"

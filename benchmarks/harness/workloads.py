@@ -87,6 +87,8 @@ def check(wish: Wish) -> None:
         raise UsageError("Lengths, turns and prefixes are at least 1.")
     if not 0 <= wish.spread < 1:
         raise UsageError("The spread of lengths is from 0 to below 1.", "--spread 0.2 is ±20 %.")
+    if wish.file:
+        _stock(wish)
 
 
 def build(
@@ -170,12 +172,7 @@ def _lengths(
 def _texts(
     wish: Wish, count: int, random: Random, salt: str, tokens: Tokens | None, longest: int | None
 ) -> list[list[_Turn]]:
-    if wish.kind == "sharegpt":
-        stock = list(_conversations(Path(wish.file), wish.turns))
-    elif wish.kind == "jsonl":
-        stock = [[(line["prompt"], line.get("output_tokens"))] for line in _lines(Path(wish.file), "prompt")]
-    else:
-        stock = [[(line["prompt"], None)] for line in _lines(TEXTS, "prompt")]
+    stock = _stock(wish)
     if wish.kind != "jsonl":  # a file of prompts is asked in its order
         random.shuffle(stock)
     talks: list[list[_Turn]] = []
@@ -200,6 +197,19 @@ def _texts(
                 continue
         talks.append(talk)
     return talks
+
+
+def _stock(wish: Wish) -> list[list[tuple[str, Any]]]:
+    """What there is to ask: of each conversation its texts, and their answers or the length of these.
+
+    Raises:
+        UsageError: the file is not what it should be; names the line.
+    """
+    if wish.kind == "sharegpt":
+        return list(_conversations(Path(wish.file), wish.turns))
+    if wish.kind == "jsonl":
+        return [[(line["prompt"], line.get("output_tokens"))] for line in _lines(Path(wish.file), "prompt")]
+    return [[(line["prompt"], None)] for line in _lines(TEXTS, "prompt")]
 
 
 TEMPLATE = 32

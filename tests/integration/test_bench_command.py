@@ -202,9 +202,15 @@ def test_a_second_ctrl_c_keeps_the_loads_that_were_over(engine: SyntheticEngine,
         ({"--output-tokens": "5000"}, 2, "do not fit the context", "--output-tokens"),
         ({"--workload": "random"}, 2, "are one token", "--workload text"),
         ({"--file": "nothing.jsonl", "--workload": "jsonl"}, 2, "nothing.jsonl cannot be read", ""),
-        ({"--rate": "0", "--warmup": "9", "-d": "5"}, 2, "leave nothing", "--duration"),
+        ({"--warmup": "9", "-d": "5"}, 2, "leave nothing", "--duration"),
+        ({"--rate": "0"}, 2, "--rate: 0 is not a number above 0", ""),
+        ({"--rate": "nan"}, 2, "nan is not a number above 0", ""),
+        ({"--requests": "-3"}, 2, "--requests: -3 is not a whole number from 1 on", ""),
+        ({"--rat": "5"}, 2, "unrecognized arguments: --rat", ""),
+        ({"--rate": "5", "--target": "127.0.0.1:{nobody}"}, 2, "is not a target", "http://HOST:PORT"),
         ({"--slo": "speed:1"}, 2, "not an objective", "ttft"),
         ({"--output": "/proc/none/r.json"}, 2, "cannot be", "--output"),
+        ({"--output": "/proc/r.json"}, 2, "cannot be written to", "--output"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_load(
@@ -221,6 +227,24 @@ def test_what_is_wrong_is_said_before_the_load(
     assert fix in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.json")), "nothing was measured, so nothing is written"
+
+
+def test_a_trace_is_read_before_anything_is_asked(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"seconds": 0}\n{"input_tokens": 5}\n')
+    done = typed(tmp_path, "run", "--target", "http://127.0.0.1:9", "--model", MODEL, "--trace", str(trace))
+    assert done.returncode == 2
+    assert "t.jsonl, line 2 has no time" in done.stderr
+
+
+def test_the_only_model_of_a_target_need_not_be_named(engine: SyntheticEngine, tmp_path: Path) -> None:
+    only = ["--target", f"http://127.0.0.1:{engine.port}", "--key", engine.api_key]
+    file = tmp_path / "r.json"
+    done = typed(tmp_path, "run", *only, *SHORT, "-c", "1", "-n", "3", "-o", str(file), "--no-pictures")
+    assert done.returncode == 0, done.stderr
+    assert results.read(file).targets[0].model == MODEL
+    wrong = typed(tmp_path, "run", *only[:2], "--key", "sk-wrong", *SHORT, "-c", "1", "-n", "3")
+    assert (wrong.returncode, "does not take this key" in wrong.stderr) == (1, True), wrong.stderr
 
 
 def test_chutes_bench_is_the_same(tmp_path: Path) -> None:

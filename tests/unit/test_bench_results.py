@@ -34,7 +34,7 @@ from benchmarks.harness.result import (
     unpack,
     write,
 )
-from benchmarks.harness.runs import thin
+from benchmarks.harness.runs import by_point, thin
 from benchmarks.harness.sampling import EngineMetrics, NotThere, Processes, Sampler, of_chute
 from benchmarks.harness.trust import client_limited, of_load
 from chutes.exception import UsageError
@@ -87,6 +87,18 @@ def test_times_of_tokens_keep_their_microsecond(gaps: list[float], first: float)
     assert len(back.times) == len(times)
     assert all(abs(a - b) <= 0.5001e-6 for a, b in zip(times, back.times, strict=True))
     assert msgspec.structs.replace(back, times=[]) == msgspec.structs.replace(record, times=[])
+
+
+def test_no_token_is_lost_at_the_end_of_a_run() -> None:
+    """The last one is the end of the window, and microseconds round up as often as down."""
+    for place in range(20):
+        last = 1.0 + place * 0.37e-6
+        records = [answer(tokens=11, gap=(last - 0.1) / 10, last=last, ended=last)]
+        records[0].times[-1] = last
+        before = measure(records, resamples=2).rates["output_tokens"].value
+        for kept in (records, thin(result(load(records))).phases[0].records):
+            (run,) = by_point(result(load(unpack(pack(kept))))).values()
+            assert run[0].rate("output_tokens") == pytest.approx(before)
 
 
 def test_nothing_half_written(tmp_path: Path) -> None:
@@ -301,6 +313,19 @@ def test_a_plan_beside_what_came_true() -> None:
     assert found["one request alone"].ratio == pytest.approx(0.5)
     assert found["memory"].ratio == pytest.approx(0.8)
     assert memory_used([])[0] is None
+
+
+def test_one_load_says_one_thing_of_a_plan() -> None:
+    said = Prediction(hardware="1 × h100", tokens_per_second=200.0, tokens_per_second_batch=900.0)
+
+    def told(*loads: list[Record]) -> list[str]:
+        measured = [measure(records, resamples=5) for records in loads]
+        return [truth.what for truth in truths(said, measured, []) if truth.unit == "tokens/s"]
+
+    alone, together = [answer(0)], [answer(0), answer(1)]
+    assert told(alone) == ["one request alone"]
+    assert told(together) == ["all together"]
+    assert told(alone, together) == ["one request alone", "all together"]
 
 
 def test_a_late_client_is_not_believed() -> None:

@@ -60,7 +60,10 @@ def head(view: View) -> Iterator[str]:
 
 def _one(shown: Shown) -> Iterator[str]:
     measures = shown.measures
-    failed = f", {measures.failed} FAILED" if measures.failed else ""
+    # Whoever ended the run has cut these off, not the server.
+    cut = measures.errors.get("unfinished", 0) if any(phase.interrupted for phase in shown.phases) else 0
+    failed = f", {measures.failed - cut} FAILED" if measures.failed > cut else ""
+    failed += f", {cut} cut off" if cut else ""
     yield (
         f"{shown.name} at {shown.target}: {measures.completed} of {measures.sent} requests{failed}, "
         f"{measures.seconds:.1f} s, up to {measures.peak_in_flight} at once"
