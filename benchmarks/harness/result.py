@@ -40,7 +40,7 @@ class Environment(msgspec.Struct, kw_only=True):
     system: str = ""
     """Kernel and C library."""
     busy_before: float | None = None
-    """Share of all CPUs that was in use before anything was asked, when what starts an engine is over."""
+    """Share of all CPUs that something used before anything was asked, in the quietest of several looks."""
     load_before: tuple[float, float, float] | None = None
     load_after: tuple[float, float, float] | None = None
     """Load averages over 1, 5 and 15 minutes."""
