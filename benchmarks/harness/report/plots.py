@@ -154,6 +154,8 @@ def _curves(view: View) -> dict[str, list[CurvePoint]]:
 
 
 def _draw_curve(view: View, place: Any, theme: Theme) -> None:
+    from matplotlib.ticker import LogFormatter
+
     left, right = place.subplots(1, 2)
     drawn = {point.name for points in _curves(view).values() for point in points}
     closed = any(shown.closed and shown.name in drawn for shown in view.shown)
@@ -187,7 +189,9 @@ def _draw_curve(view: View, place: Any, theme: Theme) -> None:
     right.set(title="Latency against throughput", xlabel=unit, ylabel="ms", yscale="log")
     right.set_xlim(left=0)
     right.yaxis.set_major_formatter("{x:,g}")
-    right.legend(loc="upper left")
+    # Between the powers of ten too, as long as there is room for their labels.
+    right.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.7)))
+    right.legend(loc="best")
 
 
 def _marks(left: Axes, right: Axes, points: list[CurvePoint], theme: Theme) -> None:
