@@ -154,8 +154,6 @@ def _curves(view: View) -> dict[str, list[CurvePoint]]:
 
 
 def _draw_curve(view: View, place: Any, theme: Theme) -> None:
-    from matplotlib.ticker import LogFormatter
-
     left, right = place.subplots(1, 2)
     drawn = {point.name for points in _curves(view).values() for point in points}
     closed = any(shown.closed and shown.name in drawn for shown in view.shown)
@@ -189,8 +187,8 @@ def _draw_curve(view: View, place: Any, theme: Theme) -> None:
     right.set(title="Latency against throughput", xlabel=unit, ylabel="ms", yscale="log")
     right.set_xlim(left=0)
     right.yaxis.set_major_formatter("{x:,g}")
-    # Between the powers of ten too, as long as there is room for their labels.
-    right.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.7)))
+    # A scale of less than a decade would have no number at all.
+    right.yaxis.set_minor_formatter(lambda value, _: f"{value:,.0f}" if f"{value:e}"[0] in "25" else "")
     right.legend(loc="best")
 
 
