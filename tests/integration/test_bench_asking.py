@@ -272,11 +272,16 @@ def test_a_connection_that_is_gone_before_its_handshake(certificates, monkeypatc
 
 
 def test_an_answer_that_came_while_we_were_stuck_came_in_time() -> None:
-    with served(echo_size) as port:
+    def serve(connection: socket.socket) -> None:
+        request(connection)
+        time.sleep(0.1)
+        connection.sendall(answer())
+
+    with served(serve) as port:
         asker = Asker(port)
         asker.prepare(1)
-        asker.pool.flying = Limit(asker.loop, 0.2, asker.pool._time_is_up)
-        asker.loop.after.append(lambda: time.sleep(0.5))
+        asker.pool.flying = Limit(asker.loop, 0.3, asker.pool._time_is_up)
+        asker.loop.at(clock() + 0.02, lambda _: time.sleep(0.6))
         assert asker.ask().error == ""
 
 
