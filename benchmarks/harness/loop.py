@@ -41,6 +41,8 @@ class Loop:
     def __init__(self) -> None:
         self.after: list[Callable[[], None]] = []
         """Called, in this order, when all that has come in this turn is read."""
+        self.began = 0.0
+        """When this turn knew what had come."""
         self._epoll = select.epoll()
         self._watched: dict[int, Callable[[], None]] = {}
         self._due: list[tuple[float, int, Callable[[float], None]]] = []
@@ -86,9 +88,11 @@ class Loop:
     def turn(self) -> None:
         """Wait for something, and do what is to be done about it."""
         ready = self._wait()
-        # The schedule first: answers are stamped when they are read, but late is late.
+        self.began = clock()
+        # The schedule first: answers are stamped when they are read, but late is late. What comes to be due
+        # while we are at it has its turn when the descriptors have been asked again.
         for _ in range(MOST_DUE):
-            if not self._due or self._due[0][0] > clock():
+            if not self._due or self._due[0][0] > self.began:
                 break
             due, _, timed = heapq.heappop(self._due)
             timed(due)
@@ -149,14 +153,14 @@ class Limit(Generic[Item]):
         return len(self._until)
 
     def _is_over(self, due: float) -> None:
-        # Times come before reads. What has come by now was in time, so it is looked at first: at the end of
-        # what this turn has to look at, the end of it is looked for again.
+        # Times come before reads. What came before this turn was in time, so that is looked at first: at the
+        # end of what there is to look at, the end is looked for again.
         del due
         self._loop.after.append(lambda: self._loop.after.append(self._end))
 
     def _end(self) -> None:
-        now = clock()
-        for item in list(takewhile(lambda item: self._until[item] <= now, self._until)):
+        began = self._loop.began
+        for item in list(takewhile(lambda item: self._until[item] <= began, self._until)):
             if self._until.pop(item, None) is not None:
                 self._late(item)
         first = next(iter(self._until.values()), None)
