@@ -85,14 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("-m", "--model", default=os.environ.get("MODEL", ""), help="deployed if it is not (default: $MODEL)")
     add("--chute", default="templates.vllm_chute:chute", metavar="REF", help="default: %(default)s")
     add("-c", "--concurrency", type=COUNT, default=2, metavar="N", help="default: %(default)s")
-    add(
-        "-n",
-        "--requests",
-        type=COUNT,
-        default=20,
-        metavar="N",
-        help="of each, a round (default: %(default)s)",
-    )
+    add("-n", "--requests", type=COUNT, default=20, metavar="N", help="a round (default: %(default)s)")
     add("--rounds", type=COUNT, default=5, metavar="N", help="default: %(default)s")
     add("--input-tokens", type=COUNT, default=128, metavar="N", help="default: %(default)s")
     add("--output-tokens", type=COUNT, default=64, metavar="N", help="default: %(default)s")

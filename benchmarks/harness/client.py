@@ -243,6 +243,7 @@ def carry_out(plan: Plan) -> None:
     client.flush()
     pipe.write(messages.framed(report))
     pipe.close()
+    loop.close()
 
 
 def receive() -> messages.ToClient | None:

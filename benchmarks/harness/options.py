@@ -108,14 +108,7 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
 def add_load(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("load", "Open loop with --rate or --trace, else a closed loop.")
     add = group.add_argument
-    add(
-        "-r",
-        "--rate",
-        type=POSITIVE,
-        default=0.0,
-        metavar="R",
-        help="requests per second, all targets together",
-    )
+    add("-r", "--rate", type=POSITIVE, default=0.0, metavar="R", help="requests per second, to all targets")
     add(
         "--arrival",
         choices=["poisson", "gamma", "constant"],
@@ -129,14 +122,7 @@ def add_load(parser: argparse.ArgumentParser) -> None:
         help=f"users of a closed loop (default: {CONCURRENCY})",
     )  # fmt: skip
     add("--ramp", type=NUMBER, default=0.0, metavar="S", help="seconds over which they arrive")
-    add(
-        "-n",
-        "--requests",
-        type=COUNT,
-        default=0,
-        metavar="N",
-        help="at most so many (conversations: so many)",
-    )
+    add("-n", "--requests", type=COUNT, default=0, metavar="N", help="or conversations: at most so many")
 
 
 def add_times(parser: argparse.ArgumentParser, seconds: float | None = None) -> None:
@@ -164,13 +150,7 @@ def add_rest(parser: argparse.ArgumentParser) -> None:
         help="what a good request meets, as ttft:500 tpot:50 e2el:20000",
     )  # fmt: skip
     add("--repeats", type=COUNT, default=1, metavar="N", help="of every load; their spread is the noise")
-    add(
-        "--warmup-requests",
-        type=WHOLE,
-        default=0,
-        metavar="N",
-        help="before the first load, not kept",
-    )
+    add("--warmup-requests", type=WHOLE, default=0, metavar="N", help="before the first load; not kept")
     cores = os.cpu_count() or 1
     add(
         "-p", "--processes", type=COUNT, default=max(1, min(4, cores // 4)), metavar="N",
@@ -269,13 +249,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     add = group.add_argument
     add("--rates", type=POSITIVE, nargs="+", metavar="R", help="exactly these, in requests per second")
-    add(
-        "--start",
-        type=POSITIVE,
-        default=0.0,
-        metavar="R",
-        help="the first (default: half of what one user gets)",
-    )
+    add("--start", type=POSITIVE, default=0.0, metavar="R", help="default: half of what one user gets")
     add("--most", type=COUNT, default=12, metavar="N", help="loads at most (default: %(default)s)")
     add("--arrival", choices=["poisson", "gamma", "constant"], help="default: poisson")
     add("--burstiness", type=POSITIVE, default=None, metavar="K", help="1 is Poisson, less comes in bursts")
